@@ -1,0 +1,69 @@
+"""What can be configured about the scorer and its training.
+
+These dataclasses are the `[model]` and `[train]` tables of the configuration file: they are stated here once, validated by
+`service.config`, and known to nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+FORBID_UNKNOWN: dict[str, str | bool] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The `[model]` table: the shape of the scorer."""
+
+    __pydantic_config__: ClassVar[dict[str, str | bool]] = FORBID_UNKNOWN
+
+    dim: int = 64
+    """Size of the personal part of a user or item vector."""
+    history: int = 20
+    """How many of a user's last events the user tower reads."""
+    fusion: str = "gated"
+    """How an item's modalities become one vector: a name in `models.fusion.FUSIONS`."""
+    head: Literal["dot", "mlp"] = "dot"
+    """`dot`: a plain dot product of the published vectors; `mlp`: a small network over the pair."""
+    objective: Literal["ranking", "rating", "click"] = "ranking"
+    """What is learned: which item comes next, the value given, or whether the action was positive."""
+    modalities: Mapping[str, int] = field(default_factory=dict)
+    """Item modalities by name, each with the length of its vectors, e.g. `{text = 384, image = 128}`."""
+    frames: Mapping[str, int] = field(default_factory=dict)
+    """Which of the modalities are sequences of frame vectors (video, audio), each with the most frames kept."""
+    user_features: Mapping[str, int] = field(default_factory=dict)
+    """User features by name, each with the length of its vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """The `[train]` table: how the scorer learns from each phase."""
+
+    __pydantic_config__: ClassVar[dict[str, str | bool]] = FORBID_UNKNOWN
+
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    """Where the weights learn; bit-for-bit resumption is promised on `cpu`."""
+    threads: int = 0
+    """Threads of torch while learning; 0: all cores but one, which is left to intake."""
+    batch: int = 256
+    """Examples in one step."""
+    learning_rate: float = 3e-3
+    """Step size of AdamW."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay of AdamW."""
+    dropout: float = 0.3
+    """Dropout inside the user tower."""
+    id_dropout: float = 0.1
+    """Share of training steps' items whose id residual is hidden, so that content alone stays useful."""
+    replay_ratio: float = 2.0
+    """Stored examples learned again for each new one."""
+    replay_half_life: float = 50_000
+    """Age, in events, at which a stored example is half as likely to be replayed."""
+    full_softmax_items: int = 20_000
+    """Largest announced catalogue that `ranking` normalises over in full; beyond it negatives are sampled."""
+    negatives: int = 2048
+    """Uniform negatives of a step, where they are sampled."""
+    actions: Mapping[str, float] = field(default_factory=lambda: {"default": 1.0, "skip": -1.0, "dislike": -1.0})
+    """Weight of each action; negative ones are kept in histories but never learned as positives."""

@@ -1,0 +1,1 @@
+"""The daemon: joins streams and models, and owns time, files and threads."""
