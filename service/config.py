@@ -57,7 +57,7 @@ SEE = "Every key is described in docs/configuration.md."
 
 
 def _decode_json(table: Any) -> Any:
-    """The environment gives mappings as JSON text, which the settings library decodes for models but not dataclasses."""
+    """The environment gives mappings as JSON text, decoded by the settings library for models but not dataclasses."""
     if not isinstance(table, Mapping):
         return table
     return {

@@ -3,6 +3,9 @@
 The command line prints `message` and `hint` and exits 1; nothing below this root ever reaches a user as a traceback.
 """
 
+# An error is named after what happened, not after being one.
+# ruff: noqa: N818
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -58,6 +61,14 @@ class CorruptCheckpoint(StateError):
 
 class DataTruncated(HeadwaterError):
     """Kafka no longer has offsets that have not been learned."""
+
+
+class UnknownId(HeadwaterError):
+    """Nothing is known under that user or item id."""
+
+
+class NotReady(HeadwaterError):
+    """The daemon runs but cannot answer yet."""
 
 
 class NotRunning(HeadwaterError):
