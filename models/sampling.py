@@ -1,0 +1,47 @@
+"""What is drawn at random while learning: negatives, and stored examples to replay. Every draw takes its generator."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def uniform_negatives(candidates: Tensor, shape: int | tuple[int, ...], *, generator: torch.Generator) -> Tensor:
+    """Draw from an index array (N,) uniformly with replacement; `shape` of the candidates' dtype.
+
+    Each draw's probability is 1/N, so `log_q = log(draws / N)` is the expected count that `losses.sampled_softmax`
+    takes. Raises `ValueError` where there is no candidate to draw.
+    """
+    if len(candidates) == 0:
+        raise ValueError("There is no candidate to draw negatives from; announce at least one item.")
+    size = (shape,) if isinstance(shape, int) else shape
+    drawn = torch.randint(len(candidates), size, generator=generator, device=generator.device)
+    return candidates[drawn.to(candidates.device)]
+
+
+def replay_positions(
+    n_events: int, count: int, half_life: float, generator: torch.Generator, *, exclude_from: int | None = None
+) -> NDArray[np.int64]:
+    """Draw `count` stored log positions, with replacement, of probability ∝ 2^(−age / half_life); int64 (count,).
+
+    Positions from `exclude_from` on are never drawn (they are this phase's new examples); the newest that may be has
+    age 0. Exact inversion of the truncated geometric's distribution function: with λ = ln 2 / half_life and n
+    positions, age = ⌊ −ln(1 − u (1 − e^{−λn})) / λ ⌋, u uniform on [0, 1) (Devroye, "Non-uniform random variate
+    generation", 1986, II.2); nothing of size n is built. `half_life` may be infinite: uniform. Empty where there is
+    nothing stored or `count` is 0. Raises `ValueError` where `half_life` is not positive.
+    """
+    if not half_life > 0:
+        raise ValueError(f"The half-life of replay must be positive, got {half_life}; set a number of events.")
+    stored = n_events if exclude_from is None else min(n_events, exclude_from)
+    if stored <= 0 or count <= 0:
+        return np.empty(0, np.int64)
+    u = torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device).cpu().numpy()
+    rate = math.log(2) / half_life
+    flat = rate * stored < 1e-12  # to the last bit; and λ itself may be 0
+    age: NDArray[np.float64] = u * stored if flat else -np.log1p(u * np.expm1(-rate * stored)) / rate
+    # rounding at u → 1 may step one past the oldest
+    return stored - 1 - np.minimum(np.floor(age).astype(np.int64), stored - 1)

@@ -1,0 +1,82 @@
+"""Sampling: the distributions are the ones stated, and the same seed draws the same."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.sampling import replay_positions, uniform_negatives
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def chi_squared_per_degree(observed: np.ndarray, expected: np.ndarray) -> float:
+    return float(((observed - expected) ** 2 / expected).sum() / (len(expected) - 1))
+
+
+def test_negatives_are_uniform_over_the_candidates() -> None:
+    candidates = torch.tensor([3, 5, 8, 13])
+    drawn = uniform_negatives(candidates, (100, 200), generator=generator())
+    assert drawn.shape == (100, 200)
+    counts = np.array([(drawn == c).sum().item() for c in candidates])
+    assert counts.sum() == 20_000
+    assert chi_squared_per_degree(counts, np.full(4, 5_000)) < 5
+    assert uniform_negatives(candidates, 7, generator=generator()).shape == (7,)
+
+
+def test_negatives_without_candidates_say_so() -> None:
+    with pytest.raises(ValueError, match="announce"):
+        uniform_negatives(torch.empty(0, dtype=torch.int64), 3, generator=generator())
+
+
+@pytest.mark.parametrize(("n", "half_life"), [(10, 3.0), (40, 1000.0), (12, 0.7), (25, math.inf)])
+def test_replay_halves_with_every_half_life(n: int, half_life: float) -> None:
+    positions = replay_positions(n, 40_000, half_life, generator())
+    weight = 2.0 ** (-(n - 1 - np.arange(n)) / half_life)
+    expected = 40_000 * weight / weight.sum()
+    enough = expected >= 5
+    observed = np.bincount(positions, minlength=n)
+    assert chi_squared_per_degree(observed[enough], expected[enough]) < 3
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    n=st.integers(1, 10**9),
+    exclude_from=st.none() | st.integers(1, 10**9),
+    half_life=st.floats(1e-3, 1e12),
+    seed=st.integers(0, 1000),
+)
+def test_replay_stays_within_what_is_stored(n: int, exclude_from: int | None, half_life: float, seed: int) -> None:
+    positions = replay_positions(n, 50, half_life, generator(seed), exclude_from=exclude_from)
+    assert positions.dtype == np.int64
+    assert positions.shape == (50,)
+    assert positions.min() >= 0
+    assert positions.max() < min(n, exclude_from or n)
+
+
+def test_ages_count_from_the_newest_that_may_be_drawn() -> None:
+    shifted = replay_positions(1_000, 500, 20.0, generator(), exclude_from=300)
+    assert np.array_equal(shifted, replay_positions(300, 500, 20.0, generator()))
+    assert shifted.max() == 299
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    first = replay_positions(1_000, 100, 50.0, generator(1))
+    assert np.array_equal(first, replay_positions(1_000, 100, 50.0, generator(1)))
+    assert not np.array_equal(first, replay_positions(1_000, 100, 50.0, generator(2)))
+
+
+@pytest.mark.parametrize(("n", "count", "exclude_from"), [(0, 5, None), (5, 0, None), (5, 5, 0)])
+def test_nothing_stored_or_asked_for_draws_nothing(n: int, count: int, exclude_from: int | None) -> None:
+    assert len(replay_positions(n, count, 10.0, generator(), exclude_from=exclude_from)) == 0
+
+
+@pytest.mark.parametrize("half_life", [0.0, -1.0, math.nan])
+def test_a_half_life_that_is_not_positive_is_refused(half_life: float) -> None:
+    with pytest.raises(ValueError, match="half-life"):
+        replay_positions(10, 1, half_life, generator())
