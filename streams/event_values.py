@@ -1,6 +1,6 @@
 """The values inside an event: ids, times, numbers and vectors, checked and brought to one form.
 
-Every function here either returns a usable value or raises `BadValueError`; the reasons it may give are the keys of `REASONS`.
+Every function here either returns a usable value or raises `BadValueError`, whose reason is a key of `REASONS`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def vector(value: Any, name: str, *, length: int) -> Vector:
 def frame_vectors(value: Any, name: str, *, length: int, most: int) -> Vector:
     """The first `most` frames as float32 of shape (frames, `length`).
 
-    `value` is a list of vectors, one vector (a single frame), or base64 of all frames end to end. Raises `BadValueError`.
+    `value` is a list of vectors, one vector (a single frame), or base64 of all frames end to end.
+    Raises `BadValueError`.
     """
     if isinstance(value, list) and value and not isinstance(value[0], int | float):
         return np.stack([vector(frame, f"{name}[{i}]", length=length) for i, frame in enumerate(value[:most])])

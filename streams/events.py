@@ -112,8 +112,8 @@ class EventDecoder:
         stray = sorted(self._frames.keys() - self._modalities.keys())
         if stray:
             raise ValueError(f"`frames` names `{stray[0]}`, which is not one of the modalities.")
-        sizes = {**self._modalities, **self._user_features}
-        small = sorted(name for name in sizes if min(sizes[name], self._frames.get(name, 1)) < 1)
+        sizes = (*self._modalities.items(), *self._frames.items(), *self._user_features.items())
+        small = [name for name, size in sizes if size < 1]
         if small:
             raise ValueError(
                 f"`{small[0]}` needs a vector length, and for a sequence a number of frames, of at least 1."
@@ -248,7 +248,7 @@ class EventDecoder:
 
 
 def _plain(attributes: dict[str, Any], name: str) -> dict[str, Any]:
-    """Attributes as JSON can hold them: MessagePack also has binary, timestamps and extension types. Raises `BadValueError`."""
+    """Attributes as JSON can hold them, for MessagePack has more types. Raises `BadValueError`."""
     try:
         plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(attributes))
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
