@@ -1,0 +1,274 @@
+"""`RedisSink`: writes a version's vectors in small pipelined chunks, then moves the pointer by one fenced Lua call.
+
+The keys and bytes are those of `streams.redis_keys`; what every sink promises is in `tests/contracts/test_sink.py`.
+Every method may raise `SinkUnavailable` (Redis is away; each call can be repeated) or `SinkRefused` (needs a person).
+Safe to use from several threads.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from streams import pointer_scripts, redis_keys
+from streams.redis_connection import Password, connect, translated
+from streams.redis_keys import DTYPE, Pointer
+from streams.sink_types import Fenced, Kind, SinkRefused
+
+_FIELDS_PER_COMMAND = 500
+"""Enough that a command's overhead vanishes, few enough that none holds the server for a millisecond."""
+_COMMAND_BYTES = 256 * 1024
+_PIPELINE_BYTES = 1024 * 1024
+"""What is sent before the replies are read: bounds the server's buffers."""
+_ROWS_AT_ONCE = 65_536
+"""Bounds this side's copies of a large catalogue."""
+
+Command = tuple[str | bytes | int | memoryview, ...]
+
+
+class RedisSink:
+    """The store of vectors that ranking services read, in Redis.
+
+    `buckets` is the number of hashes for versions written from now on; that of the served version is learned from the
+    pointer. `url`, `username`, `password` and `timeout_s`: see `streams.redis_connection.connect`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "headwater",
+        buckets: int = 64,
+        username: str | None = None,
+        password: Password = None,
+        timeout_s: float = 5.0,
+    ) -> None:
+        if buckets < 1:
+            raise ValueError(f"buckets must be at least 1, not {buckets}")
+        self.namespace = redis_keys.check_namespace(namespace)
+        self._buckets = buckets
+        self._buckets_seen: dict[int, int] = {}
+        self._leftover_buckets: dict[int, int] = {}
+        self._epoch: int | None = None
+        # Any, since redis-py annotates replies with unions over all its forms.
+        self._client: Any = connect(url, username=username, password=password, timeout_s=timeout_s)
+
+    # -- who may publish, and what is served
+
+    def claim(self) -> int:
+        """Take the namespace over: an epoch above every earlier one; flips of earlier owners raise `Fenced` now."""
+        pointer = self.pointer()
+        with translated():
+            counter = redis_keys.epoch_key(self.namespace)
+            epoch = int(self._client.eval(pointer_scripts.CLAIM_COUNTER, 1, counter, pointer.epoch if pointer else 0))
+            self._client.eval(pointer_scripts.CLAIM_POINTER, 1, redis_keys.current_key(self.namespace), epoch)
+        self._epoch = epoch
+        return epoch
+
+    def still_mine(self) -> bool:
+        """Whether nobody has claimed the namespace since our `claim`. A wiped Redis is still ours."""
+        if self._epoch is None:
+            return False
+        with translated():
+            counter = self._client.get(redis_keys.epoch_key(self.namespace))
+        pointer = self.pointer()
+        return int(counter or 0) <= self._epoch and (pointer is None or pointer.epoch <= self._epoch)
+
+    def pointer(self) -> Pointer | None:
+        """What is served, or None if nothing is yet. Raises SinkRefused if the key holds something else."""
+        with translated():
+            raw = self._client.get(redis_keys.current_key(self.namespace))
+        if raw is None:
+            return None
+        try:
+            pointer = redis_keys.decode_pointer(raw)
+        except ValueError as error:
+            raise SinkRefused(f"{redis_keys.current_key(self.namespace)} cannot be used: {error}") from error
+        self._buckets_seen[pointer.version] = pointer.buckets
+        return pointer
+
+    def flip(self, pointer: Pointer) -> None:
+        """Serve `pointer.version` from now on, in one step, and announce it; repeating a flip does no harm.
+
+        Raises `Fenced` if the stored epoch is above the pointer's, if this writer already served a later version, or
+        if the served version has the same number but is another one.
+        """
+        if pointer.buckets != self.buckets_of(pointer.version):
+            raise ValueError(
+                f"version {pointer.version} has {self.buckets_of(pointer.version)} buckets, not {pointer.buckets}"
+            )
+        key, channel = redis_keys.current_key(self.namespace), redis_keys.changes_channel(self.namespace)
+        with translated():
+            answer = bytes(
+                self._client.eval(pointer_scripts.FLIP, 1, key, redis_keys.encode_pointer(pointer), channel)
+            ).decode()
+        if answer.startswith("epoch"):
+            raise Fenced(f"another daemon owns {self.namespace} ({answer}, ours {pointer.epoch}): stop one of the two")
+        if answer != "ok":
+            raise Fenced(f"{self.namespace} already serves {answer}: version {pointer.version} needs a number above it")
+        self._buckets_seen[pointer.version] = pointer.buckets
+
+    # -- a version's content
+
+    def buckets_of(self, version: int) -> int:
+        """Into how many hashes a version's ids are spread: as its pointer says, else as given to this sink."""
+        return self._buckets_seen.get(version, self._buckets)
+
+    def write(self, version: int, kind: Kind, ids: Sequence[str], vectors: npt.ArrayLike) -> None:
+        """Write the vectors `(n, dim)` of `ids` over those already there; each is one hash field, never half there.
+
+        Raises ValueError for shapes that do not fit or for NaN and Inf, before anything is written.
+        """
+        matrix = np.ascontiguousarray(vectors, dtype=DTYPE)
+        if matrix.ndim != 2 or len(matrix) != len(ids) or (len(ids) and not matrix.shape[1]):
+            raise ValueError(f"{len(ids)} ids need as many vectors, not an array of shape {matrix.shape}")
+        if not np.isfinite(matrix).all():
+            raise ValueError("NaN or Inf among the vectors to publish")
+        for start in range(0, len(ids), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            self._run(self._writes(version, kind, ids[rows], matrix[rows]), bytes_each=_COMMAND_BYTES)
+
+    def _writes(
+        self, version: int, kind: Kind, ids: Sequence[str], matrix: npt.NDArray[np.float32]
+    ) -> Iterator[Command]:
+        names = [id_.encode() for id_ in ids]
+        # An unstructured void of a row's size: the quickest way from a matrix to a list of bytes objects.
+        row_bytes = np.dtype((np.void, matrix.shape[1] * DTYPE.itemsize))
+        values: list[Any] = matrix.view(row_bytes).ravel().tolist()
+        most = max(1, min(_FIELDS_PER_COMMAND, _COMMAND_BYTES // row_bytes.itemsize))
+        for key, rows in self._by_bucket(version, kind, names):
+            for start in range(0, len(rows), most):
+                pairs: list[Any] = []
+                for row in rows[start : start + most]:
+                    pairs += names[row], values[row]
+                yield "HSET", key, *pairs
+
+    def delete(self, version: int, kind: Kind, ids: Sequence[str]) -> None:
+        """Take ids out of a version; those not there are passed over."""
+        names = [id_.encode() for id_ in ids]
+        self._run(("HDEL", key, *(names[row] for row in rows)) for key, rows in self._by_bucket(version, kind, names))
+
+    def write_head(self, version: int, head: bytes) -> None:
+        """Store the scoring layers (`redis_keys.pack_head`)."""
+        self._run([("SET", redis_keys.head_key(self.namespace, version), head)])
+
+    def read_head(self, version: int) -> bytes | None:
+        """The scoring layers, or None if the version has none."""
+        with translated():
+            head: bytes | None = self._client.get(redis_keys.head_key(self.namespace, version))
+        return head
+
+    def count(self, version: int, kind: Kind) -> int:
+        """How many ids a version has."""
+        keys = (
+            redis_keys.bucket_key(self.namespace, kind, bucket, version) for bucket in range(self.buckets_of(version))
+        )
+        return sum(self._run(("HLEN", key) for key in keys))
+
+    def read(self, version: int, kind: Kind, ids: Sequence[str]) -> list[bytes | None]:
+        """The stored bytes of each id, None where there are none; for verification rather than for serving."""
+        names = [id_.encode() for id_ in ids]
+        found: list[bytes | None] = [None] * len(ids)
+        parts = [
+            (key, rows[start : start + _FIELDS_PER_COMMAND])
+            for key, rows in self._by_bucket(version, kind, names)
+            for start in range(0, len(rows), _FIELDS_PER_COMMAND)
+        ]
+        replies = self._run(("HMGET", key, *(names[row] for row in rows)) for key, rows in parts)
+        for (_, rows), values in zip(parts, replies, strict=True):
+            for row, value in zip(rows, values, strict=True):
+                found[row] = value
+        return found
+
+    def ids(self, version: int, kind: Kind) -> Iterator[str]:
+        """Every id of a version, by HSCAN; one written meanwhile may be missed, none comes twice."""
+        for bucket in range(self.buckets_of(version)):
+            key = redis_keys.bucket_key(self.namespace, kind, bucket, version)
+            cursor, seen = 0, set[bytes]()
+            while True:
+                with translated():
+                    cursor, fields = self._client.hscan(key, cursor, count=_FIELDS_PER_COMMAND)
+                yield from (name.decode() for name in fields if name not in seen)
+                seen.update(fields)
+                if not cursor:
+                    break
+
+    # -- the end of a version
+
+    def expire(self, version: int, grace_s: float) -> None:
+        """Let a superseded version vanish `grace_s` from now, all at once. Raises ValueError for the served one."""
+        self._refuse_served(version)
+        with translated():
+            seconds, microseconds = self._client.time()
+        # An absolute time of the server's own clock: readers never see a version of which some buckets are gone.
+        at_ms = seconds * 1000 + microseconds // 1000 + round(grace_s * 1000)
+        self._run(("PEXPIREAT", key, at_ms) for key in self._keys(version))
+
+    def drop(self, version: int) -> None:
+        """Delete a version now: never served, or its grace is over. Raises ValueError for the served one."""
+        self._refuse_served(version)
+        self._run(("UNLINK", key) for key in self._keys(version))
+        self._buckets_seen.pop(version, None)
+
+    def versions(self) -> set[int]:
+        """Every version that has keys, by SCAN: what a start sweeps for publications that were cut short."""
+        found: dict[int, int] = {}
+        with translated():
+            for key in self._client.scan_iter(match=f"{self.namespace}:*:v*", count=1000):
+                parsed = redis_keys.parse_versioned_key(self.namespace, key.decode(errors="replace"))
+                if parsed is not None:
+                    version, buckets = parsed
+                    found[version] = max(found.get(version, 0), buckets)
+        # So that `drop` reaches all buckets of a version that was written with another configuration and never served.
+        self._leftover_buckets = found
+        return set(found)
+
+    def ping(self) -> None:
+        """Raise if Redis cannot be used."""
+        with translated():
+            self._client.ping()
+
+    def close(self) -> None:
+        """Close the connections; a later call opens them again."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _keys(self, version: int) -> list[str]:
+        buckets = max(self.buckets_of(version), self._leftover_buckets.get(version, 0))
+        return redis_keys.version_keys(self.namespace, version, buckets)
+
+    def _refuse_served(self, version: int) -> None:
+        pointer = self.pointer()
+        if pointer is not None and pointer.version == version:
+            raise ValueError(f"version {version} is being served from {self.namespace}: flip to another one first")
+
+    def _by_bucket(self, version: int, kind: Kind, names: Sequence[bytes]) -> Iterator[tuple[str, list[int]]]:
+        """The rows of each bucket that has any, in their given order (the last of an id given twice wins)."""
+        if not names:
+            return
+        buckets = np.fromiter(map(zlib.crc32, names), np.uint32, len(names)) % self.buckets_of(version)
+        order = np.argsort(buckets, kind="stable")
+        edges = np.flatnonzero(np.diff(buckets[order])) + 1
+        for rows in np.split(order, edges):
+            yield redis_keys.bucket_key(self.namespace, kind, int(buckets[rows[0]]), version), rows.tolist()
+
+    def _run(self, commands: Iterable[Command], *, bytes_each: int = 4096) -> list[Any]:
+        """Send commands in pipelines of bounded size; replies in order. `bytes_each`: the most that one may weigh."""
+        most, replies = max(1, _PIPELINE_BYTES // bytes_each), list[Any]()
+        with translated(), self._client.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+                if len(pipeline) >= most:
+                    replies += pipeline.execute()
+            if len(pipeline):
+                replies += pipeline.execute()
+        return replies
