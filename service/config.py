@@ -52,6 +52,7 @@ __all__ = [
     "read_secret",
 ]
 
+TOPOLOGIES = ("sentinel", "cluster")
 ENV_PREFIX = "HEADWATER__"
 SEE = "Every key is described in docs/configuration.md."
 
@@ -60,10 +61,14 @@ def _decode_json(table: Any) -> Any:
     """The environment gives mappings as JSON text, decoded by the settings library for models but not dataclasses."""
     if not isinstance(table, Mapping):
         return table
-    return {
-        key: json.loads(value) if isinstance(value, str) and value.lstrip().startswith("{") else value
-        for key, value in table.items()
-    }
+    return {key: _decoded(value) if isinstance(value, str) else value for key, value in table.items()}
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text) if text.lstrip().startswith("{") else text
+    except ValueError:
+        return text  # Validation names the key and shows the text.
 
 
 class Config(BaseSettings):
@@ -154,8 +159,9 @@ def _contradictions(config: Config) -> Iterator[str]:
     topics = [kafka.interactions_topic, kafka.items_topic, kafka.users_topic, kafka.dead_letter_topic]
     for topic in sorted({topic for topic in topics if topic and topics.count(topic) > 1}):
         yield f'the topic "{topic}" in [kafka] is named for more than one kind of record.'
-    if not config.redis.url.startswith(("redis://", "rediss://", "unix://")):
-        yield '"url" in [redis] must start with redis://, rediss:// or unix://.'
+    schemes = ("redis://", "rediss://", "unix://", *(f"{r}+{t}://" for r in ("redis", "rediss") for t in TOPOLOGIES))
+    if not config.redis.url.startswith(schemes):
+        yield f'"url" in [redis] must start with one of {", ".join(schemes)}.'
 
 
 def load_config(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> Config:

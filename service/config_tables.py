@@ -67,7 +67,8 @@ class RedisConfig(Table):
     """Where vectors are published."""
 
     url: str = Field(default="redis://localhost:6379/0", repr=False)
-    """`redis://`, `rediss://` (TLS) or `unix://` address; keep the password out of it, in `password_file`."""
+    """`redis://host:6379/0`, `rediss://…` over TLS, `unix:///path`, `redis+sentinel://host1,host2/mymaster/0` or
+    `redis+cluster://host1,host2`; better keep a password out of it, in `password_file`."""
     username: str = ""
     """ACL user; empty: the default user."""
     password_file: Path | None = None
@@ -78,10 +79,6 @@ class RedisConfig(Table):
     """PEM file of the client's certificate."""
     key_file: Path | None = None
     """PEM file of the client's private key."""
-    mode: Literal["standalone", "sentinel", "cluster"] = "standalone"
-    """What `url` points at: one server, a Sentinel, or any node of a Cluster."""
-    sentinel_service: str = "mymaster"
-    """Name of the master, with `mode = "sentinel"`."""
     timeout_s: PositiveSeconds = 5.0
     """Longest wait for a connection or an answer."""
 

@@ -1,0 +1,63 @@
+"""From the configuration to what talks to Kafka and Redis: the one place where settings meet the streams' own names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from service.config import Config, read_secret
+from streams.events import EventDecoder
+
+
+def event_decoder(config: Config) -> EventDecoder:
+    """The decoder of the configured fields, modalities and limits. Raises ValueError for field names that cannot be."""
+    return EventDecoder(
+        fields=config.events.fields,
+        modalities=config.model.modalities,
+        frames=config.model.frames,
+        user_features=config.model.user_features,
+        min_time=config.events.min_time.timestamp(),
+        max_ahead_s=config.events.max_ahead_s,
+        max_record_bytes=config.events.max_record_bytes,
+        max_id_bytes=config.events.max_id_bytes,
+    )
+
+
+def kafka_security(config: Config) -> dict[str, Any]:
+    """`security_protocol`, `sasl_*` and `ssl_*` as the Kafka client names them. Raises `SecretError`."""
+    kafka = config.kafka
+    password = read_secret(kafka.security_password_file)
+    settings = {
+        "security_protocol": kafka.security_protocol,
+        "sasl_mechanism": kafka.security_sasl_mechanism or None,
+        "sasl_plain_username": kafka.security_username or None,
+        "sasl_plain_password": password.get_secret_value() if password else None,
+        "ssl_cafile": _text(kafka.security_ca_file),
+        "ssl_certfile": _text(kafka.security_cert_file),
+        "ssl_keyfile": _text(kafka.security_key_file),
+    }
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def redis_options(config: Config) -> dict[str, Any]:
+    """`url`, `username`, `timeout_s`, and `password` as a function: a changed file is read at the next connection."""
+    redis = config.redis
+    files = {"ssl_ca_certs": redis.ca_file, "ssl_certfile": redis.cert_file, "ssl_keyfile": redis.key_file}
+    query = urlencode({name: str(path) for name, path in files.items() if path is not None})
+    url = redis.url + (("&" if "?" in redis.url else "?") + query if query else "")
+
+    def password() -> str | None:
+        secret = read_secret(redis.password_file)
+        return secret.get_secret_value() if secret else None
+
+    return {
+        "url": url,
+        "username": redis.username or None,
+        "password": password if redis.password_file else None,
+        "timeout_s": redis.timeout_s,
+    }
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path) if path else None
