@@ -7,6 +7,7 @@ Safe to use from several threads.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
@@ -17,17 +18,14 @@ import numpy.typing as npt
 from streams import pointer_scripts, redis_keys
 from streams.redis_connection import Password, connect, translated
 from streams.redis_keys import DTYPE, Pointer
+from streams.redis_pipeline import Command, run, stream
 from streams.sink_types import Fenced, Kind, SinkRefused
 
-_FIELDS_PER_COMMAND = 500
-"""Enough that a command's overhead vanishes, few enough that none holds the server for a millisecond."""
-_COMMAND_BYTES = 256 * 1024
-_PIPELINE_BYTES = 1024 * 1024
-"""What is sent before the replies are read: bounds the server's buffers."""
+_FIELDS_PER_COMMAND = 200
+"""Enough that a command's overhead vanishes, few enough that none holds the server for half a millisecond."""
+_COMMAND_BYTES = 128 * 1024
 _ROWS_AT_ONCE = 65_536
 """Bounds this side's copies of a large catalogue."""
-
-Command = tuple[str | bytes | int | memoryview, ...]
 
 
 class RedisSink:
@@ -130,27 +128,26 @@ class RedisSink:
             raise ValueError("NaN or Inf among the vectors to publish")
         for start in range(0, len(ids), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
-            self._run(self._writes(version, kind, ids[rows], matrix[rows]), bytes_each=_COMMAND_BYTES)
+            stream(self._client, self._writes(version, kind, ids[rows], matrix[rows]))
 
     def _writes(
         self, version: int, kind: Kind, ids: Sequence[str], matrix: npt.NDArray[np.float32]
     ) -> Iterator[Command]:
         names = [id_.encode() for id_ in ids]
+        order, runs = self._by_bucket(version, kind, names, most=_COMMAND_BYTES // matrix[0].nbytes)
+        names = [names[row] for row in order]
         # An unstructured void of a row's size: the quickest way from a matrix to a list of bytes objects.
-        row_bytes = np.dtype((np.void, matrix.shape[1] * DTYPE.itemsize))
-        values: list[Any] = matrix.view(row_bytes).ravel().tolist()
-        most = max(1, min(_FIELDS_PER_COMMAND, _COMMAND_BYTES // row_bytes.itemsize))
-        for key, rows in self._by_bucket(version, kind, names):
-            for start in range(0, len(rows), most):
-                pairs: list[Any] = []
-                for row in rows[start : start + most]:
-                    pairs += names[row], values[row]
-                yield "HSET", key, *pairs
+        values: list[Any] = matrix[order].view(np.dtype((np.void, matrix[0].nbytes))).ravel().tolist()
+        for key, run in runs:
+            pairs: list[Any] = [None] * (2 * (run.stop - run.start))
+            pairs[::2], pairs[1::2] = names[run], values[run]
+            yield "HSET", key, *pairs
 
     def delete(self, version: int, kind: Kind, ids: Sequence[str]) -> None:
         """Take ids out of a version; those not there are passed over."""
         names = [id_.encode() for id_ in ids]
-        self._run(("HDEL", key, *(names[row] for row in rows)) for key, rows in self._by_bucket(version, kind, names))
+        order, runs = self._by_bucket(version, kind, names)
+        self._run(("HDEL", key, *(names[row] for row in order[run])) for key, run in runs)
 
     def write_head(self, version: int, head: bytes) -> None:
         """Store the scoring layers (`redis_keys.pack_head`)."""
@@ -172,16 +169,11 @@ class RedisSink:
     def read(self, version: int, kind: Kind, ids: Sequence[str]) -> list[bytes | None]:
         """The stored bytes of each id, None where there are none; for verification rather than for serving."""
         names = [id_.encode() for id_ in ids]
+        order, runs = self._by_bucket(version, kind, names)
+        replies = self._run(("HMGET", key, *(names[row] for row in order[run])) for key, run in runs)
         found: list[bytes | None] = [None] * len(ids)
-        parts = [
-            (key, rows[start : start + _FIELDS_PER_COMMAND])
-            for key, rows in self._by_bucket(version, kind, names)
-            for start in range(0, len(rows), _FIELDS_PER_COMMAND)
-        ]
-        replies = self._run(("HMGET", key, *(names[row] for row in rows)) for key, rows in parts)
-        for (_, rows), values in zip(parts, replies, strict=True):
-            for row, value in zip(rows, values, strict=True):
-                found[row] = value
+        for row, value in zip(order, itertools.chain.from_iterable(replies), strict=True):
+            found[row] = value
         return found
 
     def ids(self, version: int, kind: Kind) -> Iterator[str]:
@@ -251,24 +243,22 @@ class RedisSink:
         if pointer is not None and pointer.version == version:
             raise ValueError(f"version {version} is being served from {self.namespace}: flip to another one first")
 
-    def _by_bucket(self, version: int, kind: Kind, names: Sequence[bytes]) -> Iterator[tuple[str, list[int]]]:
-        """The rows of each bucket that has any, in their given order (the last of an id given twice wins)."""
-        if not names:
-            return
+    def _by_bucket(
+        self, version: int, kind: Kind, names: Sequence[bytes], *, most: int = _FIELDS_PER_COMMAND
+    ) -> tuple[list[int], list[tuple[str, slice]]]:
+        """The rows of `names` ordered by bucket, and for each command its key and its slice of that order.
+
+        The order is stable, so that the last of an id given twice wins; a slice has at most `most` rows.
+        """
+        most = max(1, min(most, _FIELDS_PER_COMMAND))
         buckets = np.fromiter(map(zlib.crc32, names), np.uint32, len(names)) % self.buckets_of(version)
         order = np.argsort(buckets, kind="stable")
-        edges = np.flatnonzero(np.diff(buckets[order])) + 1
-        for rows in np.split(order, edges):
-            yield redis_keys.bucket_key(self.namespace, kind, int(buckets[rows[0]]), version), rows.tolist()
+        starts = np.flatnonzero(np.diff(buckets[order], prepend=-1)).tolist()
+        runs = []
+        for start, stop in itertools.pairwise([*starts, len(names)]):
+            key = redis_keys.bucket_key(self.namespace, kind, int(buckets[order[start]]), version)
+            runs += [(key, slice(at, min(at + most, stop))) for at in range(start, stop, most)]
+        return order.tolist(), runs
 
-    def _run(self, commands: Iterable[Command], *, bytes_each: int = 4096) -> list[Any]:
-        """Send commands in pipelines of bounded size; replies in order. `bytes_each`: the most that one may weigh."""
-        most, replies = max(1, _PIPELINE_BYTES // bytes_each), list[Any]()
-        with translated(), self._client.pipeline(transaction=False) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)
-                if len(pipeline) >= most:
-                    replies += pipeline.execute()
-            if len(pipeline):
-                replies += pipeline.execute()
-        return replies
+    def _run(self, commands: Iterable[Command]) -> list[Any]:
+        return run(self._client, commands)
