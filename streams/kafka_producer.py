@@ -1,0 +1,153 @@
+"""Sends events to Kafka: for `headwater produce`, the demo and the tests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Self
+
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError
+
+from streams.kafka_errors import client_settings, translating
+from streams.source_types import SourceError, SourceUnavailable
+
+
+class SendFailed(SourceError):  # noqa: N818
+    """The broker did not take a record; the first such error is raised, `failed` says how many there were."""
+
+    def __init__(self, message: str, *, failed: int) -> None:
+        super().__init__(message)
+        self.failed = failed
+
+
+class EventProducer:
+    """Sends records, each acknowledged by all replicas and written once even when sent again after a lost answer.
+
+    A record's key decides its partition (murmur2, as in Kafka's own clients), so the events of one key keep their order.
+
+    Args:
+        bootstrap_servers: `host:port`, several separated by commas, or a list of them.
+        security: `security_protocol`, `sasl_*`, `ssl_*` as kafka-python names them.
+        compression: `gzip`, `snappy`, `lz4`, `zstd` or None.
+        linger_ms: how long a record may wait for others to be sent with it.
+        max_request_bytes: the largest record that is sent.
+        timeout_s: how long a record may take to be acknowledged, tries included.
+
+    Raises `SourceUnavailable` or `SourceDenied` when the broker cannot be reached.
+    """
+
+    def __init__(
+        self,
+        *,
+        bootstrap_servers: str | Sequence[str],
+        security: Mapping[str, Any] | None = None,
+        client_id: str = "headwater-produce",
+        compression: str | None = "lz4",
+        linger_ms: int = 20,
+        max_request_bytes: int = 1024 * 1024,
+        timeout_s: float = 30.0,
+    ) -> None:
+        self._settings = {**client_settings(bootstrap_servers, security), "client_id": client_id}
+        self._lock = threading.Lock()
+        self._failed = 0
+        self._first_error: BaseException | None = None
+        timeout_ms = int(timeout_s * 1000)
+        self._settings["bootstrap_timeout_ms"] = timeout_ms
+        with translating("connecting to send"):
+            self._producer = KafkaProducer(
+                **self._settings,
+                acks="all",
+                compression_type=compression,
+                linger_ms=linger_ms,
+                batch_size=256 * 1024,
+                max_request_size=max_request_bytes,
+                max_block_ms=timeout_ms,
+                delivery_timeout_ms=timeout_ms,
+                request_timeout_ms=max(1000, timeout_ms - linger_ms - 1),
+                reconnect_backoff_max_ms=1000,
+                allow_auto_create_topics=False,
+                metrics_enabled=False,
+            )
+
+    def ensure_topics(self, names: Iterable[str], *, partitions: int = 4, compacted: Collection[str] = ()) -> list[str]:
+        """Create those topics that do not exist, with the broker's default replication; returns the ones created.
+
+        `compacted` are the topics that keep only the newest record of each key. Existing topics are left as they are.
+        Raises `SourceUnavailable` or `SourceDenied`.
+        """
+        created = []
+        with translating("creating topics"):
+            admin = KafkaAdminClient(**self._settings)
+            try:
+                existing = set(admin.list_topics())
+                for name in names:
+                    if name in existing:
+                        continue
+                    configs = {"cleanup.policy": "compact"} if name in compacted else {}
+                    options = {"num_partitions": partitions, "replication_factor": -1, "configs": configs}
+                    try:
+                        admin.create_topics({name: options}, wait_for_metadata=True)
+                    except TopicAlreadyExistsError:  # by someone else, since we asked
+                        continue
+                    created.append(name)
+            finally:
+                admin.close()
+        return created
+
+    def send(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        timestamp_ms: int | None = None,
+        *,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int | None = None,
+    ) -> None:
+        """Queue a record; returns before it is acknowledged, which `flush` waits for.
+
+        Raises `SendFailed` for a record over the size limit, `SourceUnavailable` when the topic's broker is away.
+        """
+        try:
+            future = self._producer.send(
+                topic,
+                key=key,
+                value=value,
+                headers=list(headers),
+                partition=partition,
+                timestamp_ms=timestamp_ms,
+            )
+        except MessageSizeTooLargeError as error:
+            raise SendFailed(f"a record for topic {topic!r} is too large: {error}", failed=1) from error
+        except KafkaError as error:
+            raise SourceUnavailable(f"cannot send to topic {topic!r}: {error}") from error
+        future.add_errback(self._note_failure)
+
+    def flush(self) -> None:
+        """Wait until all that was sent is acknowledged.
+
+        Raises `SendFailed` if any record since the last flush was not.
+        """
+        with translating("sending"):
+            self._producer.flush()
+        with self._lock:
+            failed, error = self._failed, self._first_error
+            self._failed, self._first_error = 0, None
+        if failed:
+            raise SendFailed(f"{failed} records were not taken by the broker: {error}", failed=failed) from error
+
+    def close(self) -> None:
+        """Let go of the broker; what is not acknowledged within a few seconds is given up."""
+        self._producer.close(timeout=5)
+
+    def _note_failure(self, error: BaseException) -> None:
+        with self._lock:
+            self._failed += 1
+            self._first_error = self._first_error or error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
