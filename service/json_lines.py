@@ -1,0 +1,105 @@
+"""Append-only files of one JSON object a line, each line with a checksum, fsynced, and mended after a crash.
+
+A line is `{…,"check":"1a2b3c4d"}`: CRC-32 of the line without that field. A last line without its newline is a write
+that a crash cut short: it was never acknowledged, so it is cut off. Any other line that does not check is damage, which
+the caller judges.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from service.crash_points import crash_point
+from service.durable import FILE_MODE, disk_errors_explained, fsync_directory, replace_file, write_all
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_CHECK = re.compile(rb',"check":"([0-9a-f]{8})"}$')
+
+
+class JsonLines(Generic[T]):
+    """One such file of structs of one type; `points` is the prefix of its crash points."""
+
+    def __init__(self, path: Path, kind: type[T], *, points: str) -> None:
+        self.path = path
+        self._decoder = msgspec.json.Decoder(kind)
+        self._points = points
+        self._last_start = 0
+        self._end = 0
+
+    def read(self) -> tuple[list[T], list[int]]:
+        """All good lines in order, and the numbers (from 1) of damaged ones; a torn last line is left out."""
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        self._end = data.rfind(b"\n") + 1
+        self._last_start = data.rfind(b"\n", 0, max(self._end - 1, 0)) + 1
+        good: list[T] = []
+        bad: list[int] = []
+        for number, line in enumerate(data[: self._end].splitlines(), start=1):
+            value = self._decode(line)
+            if value is None:
+                bad.append(number)
+            else:
+                good.append(value)
+        return good, bad
+
+    def append(self, *values: T) -> None:
+        """Add lines, fsynced. `read` must have been called before: it finds where the last whole line ends."""
+        self._write_from(self._end, values)
+
+    def replace_last(self, value: T) -> None:
+        """Write the last line anew, fsynced; a crash meanwhile may lose that one line."""
+        self._write_from(self._last_start, [value])
+
+    def rewrite(self, values: Iterable[T]) -> None:
+        """Put exactly these lines in the file, in one atomic step."""
+        lines = [_encode(value) for value in values]
+        replace_file(self.path, b"".join(lines))
+        self._end = sum(map(len, lines))
+        self._last_start = self._end - len(lines[-1]) if lines else 0
+
+    def _write_from(self, start: int, values: Iterable[T]) -> None:
+        lines = [_encode(value) for value in values]
+        if not lines:
+            return
+        data = b"".join(lines)
+        with disk_errors_explained(self.path):
+            is_new = not self.path.exists()
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+            try:
+                os.ftruncate(fd, start)
+                os.lseek(fd, start, os.SEEK_SET)
+                write_all(fd, data[: len(data) // 2])
+                crash_point(f"{self._points}.half")
+                write_all(fd, data[len(data) // 2 :])
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            if is_new:
+                fsync_directory(self.path.parent)
+        self._end = start + len(data)
+        self._last_start = self._end - len(lines[-1])
+        crash_point(f"{self._points}.written")
+
+    def _decode(self, line: bytes) -> T | None:
+        match = _CHECK.search(line)
+        if match is None or int(match[1], 16) != zlib.crc32(line[: match.start()] + b"}"):
+            return None
+        try:
+            return self._decoder.decode(line)
+        except msgspec.MsgspecError:
+            return None
+
+
+def _encode(value: msgspec.Struct) -> bytes:
+    body = msgspec.json.encode(value)
+    return body[:-1] + b',"check":"%08x"}\n' % zlib.crc32(body)
