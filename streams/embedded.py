@@ -77,6 +77,8 @@ def free_port(*, consecutive: int = 1) -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
+        # As servers do, so that connections of an ended one, not yet forgotten by the kernel, are no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((_HOST, port))
         except (OSError, OverflowError):
@@ -134,15 +136,16 @@ class ServerProcess:
             return self.address
         self.directory.mkdir(parents=True, exist_ok=True)
         attempts = 1 if self._port is not None else _ATTEMPTS
-        for attempt in range(attempts):
+        for _ in range(attempts):
             port = self._port if self._port is not None else self.choose_port()
+            if not _is_free(port):
+                # Checked first: whoever listens there would be taken for our server.
+                raise EmbeddedUnavailable(f"the {self.name} cannot start: port {port} is taken by another program")
             self._process = _launcher.start(self.command(port), self.log)
             if self._accepts(port, self._process):
                 self._port = port
                 return self.address
             self.kill()
-            if attempt + 1 == attempts:
-                break
         raise EmbeddedUnavailable(f"the {self.name} did not start; the end of {self.log} says: {self._last_words()}")
 
     def _accepts(self, port: int, process: subprocess.Popen[bytes]) -> bool:
@@ -150,7 +153,6 @@ class ServerProcess:
         while process.poll() is None and time.monotonic() < deadline:
             try:
                 with socket.create_connection((_HOST, port), timeout=1.0):
-                    # Someone else may listen on this port, while ours is about to fail to.
                     return process.poll() is None
             except OSError:
                 time.sleep(0.01)

@@ -24,7 +24,7 @@ class SendFailed(SourceError):  # noqa: N818
 class EventProducer:
     """Sends records, each acknowledged by all replicas and written once even when sent again after a lost answer.
 
-    A record's key decides its partition (murmur2, as in Kafka's own clients), so the events of one key keep their order.
+    A record's key decides its partition (murmur2, as in Kafka's own clients), so events of one key keep their order.
 
     Args:
         bootstrap_servers: `host:port`, several separated by commas, or a list of them.
