@@ -138,16 +138,16 @@ class RedisSink:
         names = [names[row] for row in order]
         # An unstructured void of a row's size: the quickest way from a matrix to a list of bytes objects.
         values: list[Any] = matrix[order].view(np.dtype((np.void, matrix[0].nbytes))).ravel().tolist()
-        for key, run in runs:
-            pairs: list[Any] = [None] * (2 * (run.stop - run.start))
-            pairs[::2], pairs[1::2] = names[run], values[run]
+        for key, rows in runs:
+            pairs: list[Any] = [None] * (2 * (rows.stop - rows.start))
+            pairs[::2], pairs[1::2] = names[rows], values[rows]
             yield "HSET", key, *pairs
 
     def delete(self, version: int, kind: Kind, ids: Sequence[str]) -> None:
         """Take ids out of a version; those not there are passed over."""
         names = [id_.encode() for id_ in ids]
         order, runs = self._by_bucket(version, kind, names)
-        self._run(("HDEL", key, *(names[row] for row in order[run])) for key, run in runs)
+        self._run(("HDEL", key, *(names[row] for row in order[rows])) for key, rows in runs)
 
     def write_head(self, version: int, head: bytes) -> None:
         """Store the scoring layers (`redis_keys.pack_head`)."""
@@ -170,7 +170,7 @@ class RedisSink:
         """The stored bytes of each id, None where there are none; for verification rather than for serving."""
         names = [id_.encode() for id_ in ids]
         order, runs = self._by_bucket(version, kind, names)
-        replies = self._run(("HMGET", key, *(names[row] for row in order[run])) for key, run in runs)
+        replies = self._run(("HMGET", key, *(names[row] for row in order[rows])) for key, rows in runs)
         found: list[bytes | None] = [None] * len(ids)
         for row, value in zip(order, itertools.chain.from_iterable(replies), strict=True):
             found[row] = value
