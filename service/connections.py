@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from service.config import Config, read_secret
 from streams.events import EventDecoder
+from streams.kafka_source import KafkaSource
+from streams.publisher import RedisSink
 
 
 def event_decoder(config: Config) -> EventDecoder:
@@ -57,6 +60,33 @@ def redis_options(config: Config) -> dict[str, Any]:
         "password": password if redis.password_file else None,
         "timeout_s": redis.timeout_s,
     }
+
+
+def event_topics(config: Config) -> list[str]:
+    """The topics that are read: interactions, and items and users where they are configured."""
+    kafka = config.kafka
+    return [topic for topic in (kafka.interactions_topic, kafka.items_topic, kafka.users_topic) if topic]
+
+
+def kafka_source(
+    config: Config, *, topics: Sequence[str] | None = None, group: bool = True, timeout_s: float = 10.0
+) -> KafkaSource:
+    """The source of `topics` (all that are configured by default); it connects at first use. Raises `SecretError`.
+
+    `group` False commits nothing, for those who only look.
+    """
+    return KafkaSource(
+        bootstrap_servers=config.kafka.bootstrap_servers,
+        topics=event_topics(config) if topics is None else topics,
+        group_id=config.kafka.group_id if group else None,
+        security=kafka_security(config),
+        request_timeout_s=timeout_s,
+    )
+
+
+def redis_sink(config: Config) -> RedisSink:
+    """The store of vectors. Raises `SinkUnavailable` for a Cluster that is away, ValueError for a bad URL."""
+    return RedisSink(namespace=config.namespace, buckets=config.publish.buckets, **redis_options(config))
 
 
 def _text(path: Path | None) -> str | None:

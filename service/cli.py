@@ -1,0 +1,266 @@
+"""The command line: each verb reads its options, hands over to the module that does the work, and prints its answer.
+
+Those modules are imported by the verb that needs them: `headwater status` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.cli_errors import SentenceGroup
+from service.cli_output import print_checks, print_mapping, print_ranking, print_rows, print_vectors
+from service.config import Config, load_config
+from service.logs import configure_logs
+
+app = typer.Typer(
+    cls=SentenceGroup,
+    name="headwater",
+    help="An incremental online recommender: events from Kafka in, fresh versioned vectors in Redis out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", envvar="HEADWATER_CONFIG", help="The configuration, a TOML file."),
+]
+FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE…", help="JSONL, CSV or Parquet files of events.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+KOption = Annotated[int, typer.Option("--k", min=1, max=1000, help="Length of the list.")]
+
+
+def main() -> None:
+    """Entry point of the `headwater` program."""
+    app()
+
+
+def _load(path: Path | None) -> Config:
+    config = load_config(path)
+    configure_logs(config.log)
+    return config
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(installed_version("headwater"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version_: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """An incremental online recommender: events from Kafka in, fresh versioned vectors in Redis out."""
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="earliest|latest|TIME", help="Where to begin; only while the state directory is empty."
+        ),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Stop when everything there is now has been learned.")] = False,
+) -> None:
+    """Run the daemon until it is told to stop."""
+    loaded = _load(config)
+    from service import daemon
+
+    raise typer.Exit(daemon.run(loaded, start, once))
+
+
+@app.command()
+def replay(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE…", help="JSONL, CSV or Parquet files of events.")
+    ] = None,
+    config: ConfigOption = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Judge each phase as the daemon does, on its own cuts.")
+    ] = False,
+    preset: Annotated[
+        str | None, typer.Option(metavar="textbook", help="A known experiment in place of files: textbook.")
+    ] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Also write the metrics to this file as JSON.")
+    ] = None,
+) -> None:
+    """Learn from files in phases as the daemon would, without a broker; print what each phase measured beforehand."""
+    if preset not in (None, "textbook"):
+        raise typer.BadParameter(f"there is no preset {preset!r}; there is textbook.", param_hint="--preset")
+    if (preset is None) == (not files):
+        raise typer.BadParameter("give either files of events or --preset textbook.", param_hint="FILE…")
+    loaded = _load(config)
+    if preset is not None:
+        from service import textbook
+
+        raise typer.Exit(textbook.run(loaded.seed))
+    from service import replay as replaying
+
+    raise typer.Exit(replaying.replay(loaded, files or [], judge, json_out))
+
+
+@app.command()
+def produce(
+    files: FilesArgument,
+    config: ConfigOption = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Events a second; without it, as fast as possible.")
+    ] = None,
+) -> None:
+    """Send a file's events to the configured topics, creating those that do not exist."""
+    loaded = _load(config)
+    from service import produce as producing
+
+    raise typer.Exit(producing.produce(loaded, files, rate))
+
+
+@app.command()
+def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Check the configuration, the servers it names and this machine; exit 1 if anything must be mended."""
+    from service import doctor as examining
+
+    checks = examining.examine(config)
+    print_checks(checks, as_json=as_json)
+    raise typer.Exit(1 if any(check.outcome == "FAIL" for check in checks) else 0)
+
+
+@app.command()
+def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show what the daemon is doing, or what its state says if it is not running."""
+    loaded = _load(config)
+    from service import control
+
+    print_mapping(control.status(loaded), as_json=as_json)
+
+
+@app.command()
+def versions(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the checkpoints on disk: what was decided of each, and which is served."""
+    loaded = _load(config)
+    from service import control
+
+    print_rows(control.versions(loaded)["versions"], as_json=as_json, empty="There is no checkpoint yet.")
+
+
+@app.command()
+def rollback(
+    config: ConfigOption = None,
+    to: Annotated[int | None, typer.Option(min=1, metavar="N", help="The version to go back to.")] = None,
+    relearn: Annotated[bool, typer.Option("--relearn", help="Also learn on from that version's weights.")] = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve an earlier version's weights again (by default the last champion's) and hold promotion from then on."""
+    loaded = _load(config)
+    from service import control
+
+    print_mapping(control.rollback(loaded, to=to, relearn=relearn, dry_run=dry_run), as_json=as_json)
+
+
+@app.command()
+def promote(
+    version: Annotated[int, typer.Argument(min=1, metavar="N", help="The version to serve.")],
+    config: ConfigOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve version N, whatever the judge said of it, and promote automatically again."""
+    loaded = _load(config)
+    from service import control
+
+    print_mapping(control.promote(loaded, version=version, dry_run=dry_run), as_json=as_json)
+
+
+@app.command()
+def pause(config: ConfigOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
+    """Hold promotion: learning goes on, what is served stays."""
+    loaded = _load(config)
+    from service import control
+
+    print_mapping(control.pause(loaded, dry_run=dry_run), as_json=as_json)
+
+
+@app.command()
+def resume(config: ConfigOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
+    """Promote candidates that pass again, after `pause` or `rollback`."""
+    loaded = _load(config)
+    from service import control
+
+    print_mapping(control.resume(loaded, dry_run=dry_run), as_json=as_json)
+
+
+@app.command()
+def lookup(
+    kind: Annotated[str, typer.Argument(metavar="items|users", help="Which vectors.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Whose.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show vectors as a ranking service reads them from Redis; exit 1 if any is missing."""
+    if kind not in ("items", "users"):
+        raise typer.BadParameter(f"must be items or users, not {kind!r}.", param_hint="items|users")
+    loaded = _load(config)
+    from service import lookup as looking_up
+
+    found = looking_up.lookup(loaded, "items" if kind == "items" else "users", ids)
+    print_vectors(found, as_json=as_json)
+    raise typer.Exit(0 if all(vector["found"] for vector in found) else 1)
+
+
+@app.command()
+def similar(
+    item: Annotated[str, typer.Argument(metavar="ID", help="The item.")],
+    config: ConfigOption = None,
+    k: KOption = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List the items nearest to one."""
+    answering = _answering(config)
+    print_ranking(answering.similar(item, k), as_json=as_json)
+
+
+@app.command()
+def recommend(
+    user: Annotated[str, typer.Argument(metavar="USER", help="The user; someone unknown gets the default list.")],
+    config: ConfigOption = None,
+    k: KOption = 20,
+    include_seen: Annotated[
+        bool, typer.Option("--include-seen", help="Also the items the user knows already.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the best items for a user."""
+    answering = _answering(config)
+    print_ranking(answering.recommend(user, k, include_seen), as_json=as_json)
+
+
+def _answering(path: Path | None) -> Any:
+    """The running daemon, or the champion loaded from disk where none runs: both recommend and know similar items."""
+    loaded = _load(path)
+    from service.errors import NotRunning
+    from service.http_client import DaemonClient
+
+    client = DaemonClient(loaded)
+    try:
+        client.status()
+    except NotRunning:
+        from service import control
+
+        return control.local_app(loaded)
+    return client
+
+
+if __name__ == "__main__":
+    main()

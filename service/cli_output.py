@@ -1,0 +1,130 @@
+"""How results look at the command line: a table for people, or JSON for programs. Standard output has nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from service.doctor import Check
+
+OUTCOME_STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
+SHOWN_VALUES = 6
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON; NaN becomes null and NumPy scalars numbers."""
+    typer.echo(msgspec.json.encode(value, enc_hook=lambda scalar: scalar.item()).decode())
+
+
+def print_mapping(mapping: Mapping[str, Any], *, as_json: bool) -> None:
+    """One row a key; inner mappings as dotted keys."""
+    if as_json:
+        print_json(mapping)
+        return
+    table = _table("", "")
+    for key, value in _flat(mapping):
+        table.add_row(Text(key, style="bold"), _cell(value))
+    table.show_header = False
+    Console().print(table)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, empty: str) -> None:
+    """One row a mapping; the first one's keys are the columns."""
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        typer.echo(empty)
+    else:
+        table = _table(*rows[0])
+        for row in rows:
+            table.add_row(*(_cell(row.get(column)) for column in rows[0]))
+        Console().print(table)
+
+
+def print_ranking(ranking: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    """`item_id`, `score`, `attributes`, best first."""
+    if as_json:
+        print_json(ranking)
+    elif not ranking:
+        typer.echo("There is nothing to list.")
+    else:
+        table = _table("", "item", "score", "attributes")
+        for rank, entry in enumerate(ranking, 1):
+            attributes = ", ".join(f"{name}: {_plain(value)}" for name, value in (entry["attributes"] or {}).items())
+            table.add_row(str(rank), Text(entry["item_id"]), f"{entry['score']:.4f}", Text(attributes))
+        Console().print(table)
+
+
+def print_vectors(vectors: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    """`id`, `version`, `found`, `vector`; a table shows a vector's norm and its first values."""
+    if as_json:
+        print_json(vectors)
+        return
+    table = _table("id", "version", "norm", "vector")
+    for entry in vectors:
+        if not entry["found"]:
+            table.add_row(Text(entry["id"]), str(entry["version"]), "", Text("not there", style="red"))
+            continue
+        values = entry["vector"]
+        norm = sum(value * value for value in values) ** 0.5
+        first = " ".join(f"{value:+.3f}" for value in values[:SHOWN_VALUES])
+        more = f" … {len(values)} values" if len(values) > SHOWN_VALUES else ""
+        table.add_row(Text(entry["id"]), str(entry["version"]), f"{norm:.3f}", Text(first + more))
+    Console().print(table)
+
+
+def print_checks(checks: Sequence[Check], *, as_json: bool) -> None:
+    """One row a check, with what to do where it did not pass."""
+    if as_json:
+        print_json([{"name": c.name, "outcome": c.outcome, "detail": c.detail, "hint": c.hint} for c in checks])
+        return
+    table = _table("", "check", "")
+    for check in checks:
+        said = Text(check.detail)
+        if check.hint and check.outcome != "PASS":
+            said.append(f"\n→ {check.hint}", style="italic")
+        table.add_row(Text(check.outcome, style=OUTCOME_STYLES[check.outcome]), Text(check.name), said)
+    Console().print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _cell(value: Any) -> Text:
+    return Text(_plain(value))
+
+
+def _plain(value: Any) -> str:
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.6g}"
+        case datetime():
+            return value.astimezone(UTC).isoformat(timespec="seconds")
+        case list() | tuple():
+            return ", ".join(_plain(part) for part in value)
+        case _:
+            return str(value)
