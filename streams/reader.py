@@ -200,7 +200,7 @@ class View:
             return scores
         head = self._reader._head(self._pointer)
         if head is None:
-            raise VersionExpired(f"version {self.version} is gone: pin again and repeat the request")
+            raise self._expired()
         return head.scores(user, items)
 
     def candidates(self) -> Iterator[tuple[list[str], Floats]]:
@@ -238,7 +238,11 @@ class View:
 
     def _require_alive(self) -> None:
         if not self._reader._exists(self._pointer):
-            raise VersionExpired(f"version {self.version} is gone: pin again and repeat the request")
+            raise self._expired()
+
+    def _expired(self) -> VersionExpired:
+        self._reader._known = None  # or pinning again would give the same version until `refresh_s` is over
+        return VersionExpired(f"version {self.version} is gone: pin again and repeat the request")
 
     def _vector(self, raw: bytes | None) -> Floats | None:
         return None if raw is None else redis_keys.vector_from_bytes(raw)
