@@ -77,7 +77,7 @@ def run(
     loaded = _load(config)
     from service import daemon
 
-    raise typer.Exit(daemon.run(loaded, start, once))
+    raise typer.Exit(daemon.run(loaded, start=start, once=once))
 
 
 @app.command()
@@ -108,7 +108,7 @@ def replay(
         raise typer.Exit(textbook.run(loaded.seed))
     from service import replay as replaying
 
-    raise typer.Exit(replaying.replay(loaded, files or [], judge, json_out))
+    raise typer.Exit(replaying.replay(loaded, files or [], judge=judge, json_out=json_out))
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from service.errors import HeadwaterError
 from streams.embedded import EmbeddedUnavailable
+from streams.file_tables import EventFileError
 from streams.sink_types import SinkError
 from streams.source_types import SourceError
 
@@ -24,7 +25,7 @@ class SentenceGroup(TyperGroup):
             return super().invoke(ctx)
         except HeadwaterError as error:
             complain(error.message, error.hint)
-        except (SourceError, SinkError, EmbeddedUnavailable) as error:
+        except (SourceError, SinkError, EmbeddedUnavailable, EventFileError) as error:
             complain(str(error))
         raise typer.Exit(1)
 

@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, TypeAdapter
+from typer.main import get_command
 
+from service.cli import app
 from service.config import Config
 from service.metrics import Metrics
 
@@ -34,7 +36,17 @@ def metrics_table() -> str:
     return "\n".join(rows)
 
 
-PAGES: dict[str, Callable[[], str]] = {"configuration": configuration_table, "metrics": metrics_table}
+def command_sections() -> str:
+    """One section for each verb: what it does, its arguments and options."""
+    verbs: Any = get_command(app)
+    return "\n\n".join(_verb(name, verb) for name, verb in verbs.commands.items())
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "configuration": configuration_table,
+    "metrics": metrics_table,
+    "cli": command_sections,
+}
 
 
 def documented(page: str) -> str:
@@ -50,6 +62,20 @@ def write() -> None:
         before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
         path.write_text(f"{before}{BEGIN}\n\n{render()}\n\n{END}{after}", encoding="utf-8")
+
+
+def _verb(name: str, verb: Any) -> str:
+    arguments = [p for p in verb.params if p.param_type_name == "argument"]
+    options = [p for p in verb.params if p.param_type_name == "option"]
+    usage = " ".join(["headwater", name, *(p.metavar or p.name for p in arguments), "[OPTIONS]"])
+    rows = [f"| `{p.metavar}` | {_line(p.help)} |" for p in arguments]
+    for option in options:
+        value = "" if option.is_flag else f" {option.metavar or option.name.upper()}"
+        default = f" Default: {option.default}." if option.default not in (None, False) else ""
+        variable = f" Also from `{option.envvar}`." if option.envvar else ""
+        names = ", ".join(sorted(option.opts, key=len))
+        rows.append(f"| `{_line(names + value)}` | {_line(option.help)}{default}{variable} |")
+    return f"## {name}\n\n`{usage}`\n\n{_line(verb.help)}\n\n| | |\n|---|---|\n" + "\n".join(rows)
 
 
 def _is_table(info: Any) -> bool:

@@ -5,46 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from service.checks import Check
-from service.config import load_config
-from service.connections import redis_sink
 from service.doctor import examine
 from service.state_dir import StateDirectory
-from streams.embedded import EmbeddedBroker, EmbeddedRedis, free_port
-from streams.kafka_producer import EventProducer
+from streams.embedded import free_port
+from tests.servers import Broker, new_redis
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
-    with EmbeddedBroker(directory=tmp_path_factory.mktemp("broker")) as running:
-        with EventProducer(bootstrap_servers=running.address) as producer:
-            producer.ensure_topics(["clicks", "goods", "broken"], partitions=2, compacted=["goods"])
-            for number in range(20):
-                event = {"user_id": "u", "item_id": f"i{number}", "action": "view", "time": "2026-01-02T03:04:05Z"}
-                producer.send("clicks", b"u", json.dumps(event).encode(), timestamp_ms=1_767_323_045_000)
-                producer.send("broken", b"u", b"nonsense", timestamp_ms=1_767_323_045_000)
-            producer.flush()
-        yield running
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis(directory=tmp_path_factory.mktemp("redis")) as running:
-        yield running
-
-
-def write_config(directory: Path, kafka: str = "", redis: str = "", more: str = "") -> Path:
+def write_config(directory: Path, kafka: str = "", redis: str = "", topics: Sequence[str] = (), more: str = "") -> Path:
     nowhere = f"127.0.0.1:{free_port()}"
+    interactions, items = topics or ("absent", "")
     path = directory / "headwater.toml"
     path.write_text(
         f'state_dir = "{directory / "state"}"\n'
         f"[http]\nport = 0\n"
-        f'[kafka]\nbootstrap_servers = "{kafka or nowhere}"\ninteractions_topic = "clicks"\nitems_topic = "goods"\n'
+        f'[kafka]\nbootstrap_servers = "{kafka or nowhere}"\n'
+        f'interactions_topic = "{interactions}"\nitems_topic = "{items}"\n'
         f'[redis]\nurl = "{redis or "redis://" + nowhere}"\n{more}'
     )
     return path
@@ -74,52 +55,63 @@ def test_absent_servers_fail_with_a_hint_and_hide_nothing_else(tmp_path: Path) -
     assert checks["redis"].hint
 
 
+def send(broker: Broker, topic: str, values: list[bytes]) -> str:
+    for value in values:
+        broker.producer.send(topic, b"u", value)
+    broker.producer.flush()
+    return topic
+
+
+def clicks(count: int) -> list[bytes]:
+    event = {"user_id": "u", "item_id": "i", "action": "view", "time": "2026-01-02T03:04:05Z"}
+    return [json.dumps(event).encode()] * count
+
+
 @pytest.mark.servers
-def test_settings_that_only_their_users_know_are_checked(
-    tmp_path: Path, broker: EmbeddedBroker, redis: EmbeddedRedis
-) -> None:
+def test_settings_that_only_their_users_know_are_checked(tmp_path: Path, kafka: Broker, redis_url: str) -> None:
     more = '[model]\nfusion = "melting"\n[events.fields]\nuser = "uid"\n'
-    checks = examine(write_config(tmp_path, broker.address, redis.address, more))
+    checks = examine(write_config(tmp_path, kafka.address, redis_url, more=more))
     said = [check.detail for check in checks if check.outcome == "FAIL"]
     assert any("melting" in detail for detail in said)
     assert any("`user`" in detail for detail in said)
 
 
 @pytest.mark.servers
-def test_real_servers_pass(tmp_path: Path, broker: EmbeddedBroker, redis: EmbeddedRedis) -> None:
-    checks = by_name(examine(write_config(tmp_path, broker.address, redis.address)))
+def test_real_servers_pass(tmp_path: Path, kafka: Broker, redis_url: str) -> None:
+    topics = [send(kafka, kafka.topic(partitions=2), clicks(20)), kafka.topic(compacted=True)]
+    path = write_config(tmp_path, kafka.address, redis_url, topics)
+    checks = by_name(examine(path))
     assert [check for check in checks.values() if check.outcome == "FAIL"] == []
-    assert checks["topic clicks"].detail.startswith("2 partitions")
+    assert checks[f"topic {topics[0]}"].detail.startswith("2 partitions")
     assert checks["events"].detail.startswith("20 of the newest 20")
     assert checks["event ids"].outcome == "WARN"
     assert not (tmp_path / "state").exists(), "doctor only looks"
-    config = load_config(write_config(tmp_path, broker.address, redis.address))
-    with redis_sink(config) as sink:
-        assert sink.pointer() is None
 
 
 @pytest.mark.servers
-def test_missing_topics_and_unusable_events_fail(tmp_path: Path, broker: EmbeddedBroker, redis: EmbeddedRedis) -> None:
-    path = write_config(tmp_path, broker.address, redis.address)
-    path.write_text(path.read_text().replace('"goods"', '"absent"'))
-    assert by_name(examine(path))["topic absent"].outcome == "FAIL"
-    path.write_text(path.read_text().replace('"absent"', '""').replace('"clicks"', '"broken"'))
-    events = by_name(examine(path))["events"]
+def test_missing_topics_and_unusable_events_fail(tmp_path: Path, kafka: Broker, redis_url: str) -> None:
+    nonsense = send(kafka, kafka.topic(), [b"nonsense"] * 20)
+    assert (
+        by_name(examine(write_config(tmp_path, kafka.address, redis_url, [nonsense, "absent"])))["topic absent"].outcome
+        == "FAIL"
+    )
+    events = by_name(examine(write_config(tmp_path, kafka.address, redis_url, [nonsense, ""])))["events"]
     assert (events.outcome, "not_json 20" in events.detail) == ("FAIL", True)
 
 
 @pytest.mark.servers
-def test_state_of_another_cluster_fails(tmp_path: Path, broker: EmbeddedBroker, redis: EmbeddedRedis) -> None:
+def test_state_of_another_cluster_fails(tmp_path: Path, kafka: Broker, redis_url: str) -> None:
+    path = write_config(tmp_path, kafka.address, redis_url, [kafka.topic(), ""])
     with StateDirectory.open(tmp_path / "state", "headwater") as state:
         state.bind("another", {})
-        checks = by_name(examine(write_config(tmp_path, broker.address, redis.address)))
+        checks = by_name(examine(path))
     assert checks["cluster identity"].outcome == "FAIL"
     assert "in use by process" in checks["state directory"].detail
 
 
 @pytest.mark.servers
-def test_an_evicting_redis_fails(tmp_path: Path, broker: EmbeddedBroker) -> None:
+def test_an_evicting_redis_fails(tmp_path: Path, kafka: Broker) -> None:
     settings = {"maxmemory": "50mb", "maxmemory-policy": "allkeys-lru"}
-    with EmbeddedRedis(directory=tmp_path / "redis", settings=settings) as evicting:
-        checks = by_name(examine(write_config(tmp_path, broker.address, evicting.address)))
+    with new_redis("embedded", tmp_path / "redis", settings=settings) as evicting:
+        checks = by_name(examine(write_config(tmp_path, kafka.address, evicting.address)))
     assert checks["redis eviction"].outcome == "FAIL"
