@@ -11,7 +11,6 @@ import csv
 import gzip
 import zlib
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
@@ -23,6 +22,7 @@ MAX_LINE_BYTES: Final = 1 << 26
 """A longer line means that the file is no list of rows at all; reading on would take it whole into memory."""
 
 BATCH_ROWS: Final = 4096
+_AS_TEXT: Final = frozenset({"user_id", "item_id", "action", "event_id", "text"})
 _CANNOT_READ: Final = (OSError, EOFError, zlib.error)
 
 
@@ -54,15 +54,19 @@ def csv_rows(path: Path, names: Mapping[str, str]) -> Iterator[tuple[int, dict[s
     reader = csv.reader((line.decode("utf-8", "surrogateescape") for _, line in numbered_lines(path)), strict=True)
     try:
         header = next(reader, [])
-        if not any(_field(column, kinds) for column in header):
+        columns = [(i, column, _field(column, kinds)) for i, column in enumerate(header) if _field(column, kinds)]
+        if not columns:
             raise EventFileError(f"{path}:1 names no column of an event: give a header such as user_id,item_id,time.")
+        dotted = [name for _, name, _ in columns if name not in kinds]
         for cells in reader:
             if len(cells) > len(header):
                 raise EventFileError(
                     f"{path}:{reader.line_num} has {len(cells)} cells under {len(header)} columns: quote its commas."
                 )
-            if any(cells):
-                yield reader.line_num, _row(header, cells, kinds)
+            # A short row lacks its last cells.
+            row = {name: _typed(cells[i], field) for i, name, field in columns if i < len(cells) and cells[i]}
+            if row:
+                yield reader.line_num, _nested(row, dotted)
     except csv.Error as error:
         raise EventFileError(f"{path}:{reader.line_num} is not well-formed CSV: {error}.") from error
 
@@ -83,11 +87,12 @@ def parquet_rows(path: Path, names: Mapping[str, str]) -> Iterator[tuple[int, di
             columns = [column for column in file.schema_arrow.names if _field(column, kinds)]
             if not columns:
                 raise EventFileError(f"{path} has no column of an event: name some user_id, item_id, time and so on.")
+            dotted = [column for column in columns if column not in kinds]
             for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-                for row in _in_microseconds(batch.select(columns)).to_pylist(maps_as_pydicts="lossy"):
+                for cells in zip(*(_column(batch.column(name)) for name in columns), strict=True):
                     number += 1
-                    filled = {name: _plain(value) for name, value in row.items() if value is not None}
-                    yield number, _nested(filled, kinds)
+                    row = {name: cell for name, cell in zip(columns, cells, strict=True) if cell is not None}
+                    yield number, _nested(row, dotted)
     except (pyarrow.ArrowException, *_CANNOT_READ) as error:
         raise _unreadable(path, number + 1, error) from error
 
@@ -110,17 +115,10 @@ def _field(column: str, kinds: Mapping[str, str]) -> str:
     return kinds.get(column, outer if outer in ("features", "attributes") else "")
 
 
-def _row(header: list[str], cells: list[str], kinds: Mapping[str, str]) -> dict[str, Any]:
-    """A CSV row's known, filled cells, typed by their column; a short row lacks its last ones."""
-    found: dict[str, Any] = {}
-    for column, cell in zip(header, cells, strict=False):
-        if cell and (field := _field(column, kinds)):
-            found[column] = _typed(cell, field)
-    return _nested(found, kinds)
-
-
 def _typed(cell: str, field: str) -> Any:
     """A CSV cell as the field's type, or as it is where that fails, for the decoder to refuse."""
+    if field in _AS_TEXT:
+        return cell
     try:
         if field in ("value", "time"):
             return msgspec.convert(cell, float, strict=False)
@@ -133,30 +131,21 @@ def _typed(cell: str, field: str) -> Any:
     return cell
 
 
-def _nested(row: dict[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
-    """`{"features.image": v}` as `{"features": {"image": v}}`."""
-    dotted = [column for column in row if column not in kinds]
+def _nested(row: dict[str, Any], dotted: list[str]) -> dict[str, Any]:
+    """`{"features.image": v}` as `{"features": {"image": v}}`, for the columns `dotted`."""
     for column in dotted:
         outer, _, inner = column.partition(".")
-        values = row.setdefault(outer, {})
-        if isinstance(values, dict):
+        if column in row and isinstance(values := row.setdefault(outer, {}), dict):
             values[inner] = row.pop(column)
     return row
 
 
-def _in_microseconds(batch: Any) -> Any:
-    """A batch with its timestamps cut to microseconds, the finest that Python's have."""
+def _column(values: Any) -> list[Any]:
+    """A Parquet column as Python values; timestamps as epoch seconds, those without a zone taken as UTC."""
     import pyarrow
 
-    fields = [
-        field.with_type(pyarrow.timestamp("us", tz=field.type.tz)) if pyarrow.types.is_timestamp(field.type) else field
-        for field in batch.schema
-    ]
-    return batch.cast(pyarrow.schema(fields), safe=False)
-
-
-def _plain(value: Any) -> Any:
-    """A Parquet timestamp as epoch seconds; one without a zone is taken as UTC."""
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    return value
+    if pyarrow.types.is_timestamp(values.type):
+        microseconds = values.cast(pyarrow.timestamp("us", tz=values.type.tz), safe=False).cast(pyarrow.int64())
+        return [None if value is None else value / 1e6 for value in microseconds.to_pylist()]
+    found: list[Any] = values.to_pylist(maps_as_pydicts="lossy")
+    return found
