@@ -138,8 +138,9 @@ class ServerProcess:
         attempts = 1 if self._port is not None else _ATTEMPTS
         for _ in range(attempts):
             port = self._port if self._port is not None else self.choose_port()
-            if not _is_free(port):
-                # Checked first: whoever listens there would be taken for our server.
+            if not _is_free(port):  # Whoever listens there would be taken for our server.
+                if self._port is None:
+                    continue
                 raise EmbeddedUnavailable(f"the {self.name} cannot start: port {port} is taken by another program")
             self._process = _launcher.start(self.command(port), self.log)
             if self._accepts(port, self._process):

@@ -32,9 +32,16 @@ def connected_consumer(settings: Mapping[str, Any]) -> KafkaConsumer:
         for made in clients:
             made.close()
         raise refusal from error
-    # The client takes this setting and forgets it on the way: asking for a topic would make it.
-    consumer._cluster.config["allow_auto_create_topics"] = False
+    forbid_making_topics(consumer._cluster)
     return consumer
+
+
+def forbid_making_topics(cluster: Any) -> None:
+    """Keep a client from making the topics it asks for, where the broker would.
+
+    The client has a setting for this (`allow_auto_create_topics`), which it forgets on the way to where it matters.
+    """
+    cluster.config["allow_auto_create_topics"] = False
 
 
 def _why_failed(clients: list[KafkaNetClient], settings: Mapping[str, Any], error: BaseException) -> SourceError:

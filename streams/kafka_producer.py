@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from kafka import KafkaAdminClient, KafkaProducer
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError
 
+from streams.kafka_connection import forbid_making_topics
 from streams.kafka_errors import client_settings, translating
-from streams.source_types import SourceError, SourceUnavailable
+from streams.source_types import SourceError, SourceUnavailable, TopicMissing
 
 
 class SendFailed(SourceError):  # noqa: N818
@@ -50,6 +52,7 @@ class EventProducer:
     ) -> None:
         self._settings = {**client_settings(bootstrap_servers, security), "client_id": client_id}
         self._lock = threading.Lock()
+        self._known: set[str] = set()
         self._failed = 0
         self._first_error: BaseException | None = None
         timeout_ms = int(timeout_s * 1000)
@@ -66,9 +69,9 @@ class EventProducer:
                 delivery_timeout_ms=timeout_ms,
                 request_timeout_ms=max(1000, timeout_ms - linger_ms - 1),
                 reconnect_backoff_max_ms=1000,
-                allow_auto_create_topics=False,
                 metrics_enabled=False,
             )
+        forbid_making_topics(self._producer._metadata)
 
     def ensure_topics(self, names: Iterable[str], *, partitions: int = 4, compacted: Collection[str] = ()) -> list[str]:
         """Create those topics that do not exist, with the broker's default replication; returns the ones created.
@@ -77,23 +80,29 @@ class EventProducer:
         Raises `SourceUnavailable` or `SourceDenied`.
         """
         created = []
-        with translating("creating topics"):
-            admin = KafkaAdminClient(**self._settings)
-            try:
-                existing = set(admin.list_topics())
-                for name in names:
-                    if name in existing:
-                        continue
-                    configs = {"cleanup.policy": "compact"} if name in compacted else {}
-                    options = {"num_partitions": partitions, "replication_factor": -1, "configs": configs}
-                    try:
-                        admin.create_topics({name: options}, wait_for_metadata=True)
-                    except TopicAlreadyExistsError:  # by someone else, since we asked
-                        continue
-                    created.append(name)
-            finally:
-                admin.close()
+        with translating("creating topics"), self._admin() as admin:
+            existing = set(admin.list_topics())
+            for name in names:
+                if name in existing:
+                    continue
+                configs = {"cleanup.policy": "compact"} if name in compacted else {}
+                options = {"num_partitions": partitions, "replication_factor": -1, "configs": configs}
+                try:
+                    admin.create_topics({name: options}, wait_for_metadata=True)
+                except TopicAlreadyExistsError:  # by someone else, since we asked
+                    continue
+                created.append(name)
         return created
+
+    def largest_record(self, topic: str) -> int | None:
+        """The topic's limit on a batch of records in bytes (`max.message.bytes`), or None if the broker does not say.
+
+        Raises `SourceUnavailable`, `SourceDenied`.
+        """
+        with translating(f"asking for the settings of {topic}"), self._admin() as admin:
+            described = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)], config_filter="all")
+        limit = described.get("topic", {}).get(topic, {}).get("max.message.bytes", {}).get("value")
+        return None if limit is None else int(limit)
 
     def send(
         self,
@@ -104,11 +113,15 @@ class EventProducer:
         *,
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
+        on_done: Callable[[BaseException | None], None] | None = None,
     ) -> None:
         """Queue a record; returns before it is acknowledged, which `flush` waits for.
 
-        Raises `SendFailed` for a record over the size limit, `SourceUnavailable` when the topic's broker is away.
+        `on_done` is called on another thread with None or the error when its fate is known; the failure is then the
+        caller's business, and no longer `flush`'s. Raises `TopicMissing`, `SendFailed` for a record over the size
+        limit, and `SourceUnavailable` when the topic's broker is away.
         """
+        self._check_exists(topic)
         try:
             future = self._producer.send(
                 topic,
@@ -122,7 +135,11 @@ class EventProducer:
             raise SendFailed(f"a record for topic {topic!r} is too large: {error}", failed=1) from error
         except KafkaError as error:
             raise SourceUnavailable(f"cannot send to topic {topic!r}: {error}") from error
-        future.add_errback(self._note_failure)
+        if on_done is None:
+            future.add_errback(self._note_failure)
+        else:
+            future.add_callback(lambda _: on_done(None))
+            future.add_errback(on_done)
 
     def flush(self) -> None:
         """Wait until all that was sent is acknowledged.
@@ -140,6 +157,18 @@ class EventProducer:
     def close(self) -> None:
         """Let go of the broker; what is not acknowledged within a few seconds is given up."""
         self._producer.close(timeout=5)
+
+    def _check_exists(self, topic: str) -> None:
+        """Once for each topic: the client would wait for one that is missing until it times out."""
+        if topic in self._known:
+            return
+        with translating("looking for topics"), self._admin() as admin:
+            self._known.update(admin.list_topics())
+        if topic not in self._known:
+            raise TopicMissing(topic)
+
+    def _admin(self) -> KafkaAdminClient:
+        return KafkaAdminClient(**self._settings)
 
     def _note_failure(self, error: BaseException) -> None:
         with self._lock:

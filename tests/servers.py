@@ -7,10 +7,12 @@ in the foreground, adds Apache Kafka; a `redis-server` on PATH adds Redis itself
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,14 +97,24 @@ class Broker:
 _numbers = itertools.count(1)
 
 
+@pytest.fixture(scope="session")
+def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Broker]]:
+    """A function from a kind to the broker of that kind that all tests share, started when first asked for."""
+    with ExitStack() as running:
+
+        @functools.cache
+        def broker(kind: str) -> Broker:
+            server = running.enter_context(new_broker(kind, tmp_path_factory.mktemp(f"kafka-{kind}")))
+            producer = running.enter_context(EventProducer(bootstrap_servers=server.address, linger_ms=0))
+            return Broker(kind=kind, server=server, producer=producer)
+
+        yield broker
+
+
 @pytest.fixture(scope="session", params=kafka_kinds())
-def kafka(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+def kafka(request: pytest.FixtureRequest, brokers: Callable[[str], Broker]) -> Broker:
     """A broker of each kind at hand, shared by all tests: make topics of your own with `kafka.topic()`."""
-    with (
-        new_broker(request.param, tmp_path_factory.mktemp(f"kafka-{request.param}")) as server,
-        EventProducer(bootstrap_servers=server.address, linger_ms=0) as producer,
-    ):
-        yield Broker(kind=request.param, server=server, producer=producer)
+    return brokers(request.param)
 
 
 @pytest.fixture(params=kafka_kinds())
