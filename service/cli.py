@@ -63,6 +63,42 @@ def _root(
 
 
 @app.command()
+def demo(
+    events: Annotated[int | None, typer.Option(help="Interactions in all.")] = None,
+    users: Annotated[int | None, typer.Option(help="Users there are at first.")] = None,
+    items: Annotated[int | None, typer.Option(help="Items there are at first.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Interactions per second of the constant stream.")] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where everything is kept; the next demo goes on from there.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything simulated follows from it.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that learn.")] = None,
+    budget_s: Annotated[
+        float | None, typer.Option("--budget-s", help="Seconds after which to sum up, learned or not.")
+    ] = None,
+    keep_open: Annotated[bool, typer.Option("--keep-open", help="Leave everything running until Ctrl-C.")] = False,
+) -> None:
+    """Show the whole of it on this machine: embedded broker and Redis, a simulated stream, and a report at the end."""
+    from rich.console import Console
+
+    from service.demo import DemoOptions, run_demo
+
+    given: dict[str, Any] = {
+        "events": events,
+        "users": users,
+        "items": items,
+        "rate": rate,
+        "state_dir": state_dir,
+        "seed": seed,
+        "threads": threads,
+        "budget_s": budget_s,
+        "keep_open": keep_open,
+    }
+    options = DemoOptions(**{name: value for name, value in given.items() if value is not None})
+    raise typer.Exit(run_demo(options, Console()))
+
+
+@app.command()
 def run(
     config: ConfigOption = None,
     start: Annotated[

@@ -84,7 +84,7 @@ class Config(BaseSettings):
         protected_namespaces=(),
     )
 
-    namespace: str = Field(default="headwater", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    namespace: str = Field(default="headwater", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """First part of every Redis key; one per recommender that shares a Redis."""
     state_dir: Path = Path("./var/headwater")
     """Directory of checkpoints and everything else the daemon keeps; one per daemon."""

@@ -24,7 +24,7 @@ from service.reference import command_sections, documented
 from streams.embedded import free_port
 from streams.redis_keys import Pointer
 
-VERBS = "run replay produce doctor status versions rollback promote pause resume lookup similar recommend"
+VERBS = "demo run replay produce doctor status versions rollback promote pause resume lookup similar recommend"
 
 
 @pytest.fixture
