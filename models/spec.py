@@ -63,6 +63,8 @@ class TrainSpec:
     """Age, in events, at which a stored example is half as likely to be replayed."""
     full_softmax_items: int = 20_000
     """Largest announced catalogue that `ranking` normalises over in full; beyond it negatives are sampled."""
+    content_rows: int = 1024
+    """Most items of a step whose gradient goes on into the encoders; encoding a large catalogue anew each step costs most."""
     negatives: int = 2048
     """Uniform negatives of a step, where they are sampled."""
     actions: Mapping[str, float] = field(default_factory=lambda: {"default": 1.0, "skip": -1.0, "dislike": -1.0})

@@ -1,0 +1,86 @@
+"""How much each term of the score is to be trusted, learned from events that the weights have not learned from yet.
+
+The score is linear in the scales, so the softmax log-likelihood is concave in them, and a Gaussian belief about them can be
+carried from phase to phase: each phase's likelihood is maximised with that belief as the prior (Laplace approximation), and
+the belief fades by a half-life in events.
+
+Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity), S scales.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.scorer import LENGTHS, SCALES
+
+HALF_LIFE = 5_000.0
+"""Events after which a phase's evidence counts half."""
+PRIOR = 5.0
+"""Precision of the initial belief that every scale is 1."""
+FLOOR, CEILING = 0.02, 3.0
+NEWTON_STEPS = 5
+
+
+@dataclass
+class Calibration:
+    """The belief about the scales: its mean, and what was learned about it (precision)."""
+
+    mean: Tensor = field(default_factory=lambda: torch.ones(SCALES, dtype=torch.float64))
+    evidence: Tensor = field(default_factory=lambda: torch.zeros(SCALES, SCALES, dtype=torch.float64))
+
+    @property
+    def scales(self) -> Tensor:
+        """The scales to serve, (S,) float32."""
+        return self.mean.clamp(FLOOR, CEILING).float()
+
+    def fade(self, events: int) -> None:
+        """Trust what was learned less, now that so many events more have passed."""
+        self.evidence *= 0.5 ** (events / HALF_LIFE)
+
+    def fit(self, terms_BNT: Tensor, target_B: Tensor, allowed_BN: Tensor, length_B: Tensor, *, weight: float) -> None:
+        """Maximise the posterior given these examples, each counted `weight` times.
+
+        `terms_BNT` are unscaled terms of the score; the target is allowed whatever `allowed_BN` says of it.
+        """
+        if len(terms_BNT) == 0:
+            return
+        terms_BNT = terms_BNT.double().cpu()
+        target_B, length_B = target_B.cpu(), length_B.cpu()
+        allowed_BN = allowed_BN.cpu().scatter(1, target_B.unsqueeze(1), True)
+        scale_BT = torch.stack(
+            (length_B, torch.full_like(length_B, LENGTHS), torch.full_like(length_B, LENGTHS + 1)), dim=1
+        )  # fmt: skip
+        prior = self.evidence + PRIOR * torch.eye(SCALES, dtype=torch.float64)
+        theta, mean = self.mean.clone(), self.mean
+        own_BT = terms_BNT[torch.arange(len(target_B)), target_B]
+        hessian = torch.zeros_like(prior)
+        for _ in range(NEWTON_STEPS):
+            score_BN = torch.einsum("bnt,bt->bn", terms_BNT, theta[scale_BT]).masked_fill(~allowed_BN, -torch.inf)
+            chance_BN = score_BN.softmax(1)
+            expected_BT = torch.einsum("bn,bnt->bt", chance_BN, terms_BNT)
+            second_BTT = torch.einsum("bns,bnt->bst", chance_BN.unsqueeze(2) * terms_BNT, terms_BNT)
+            covariance_BTT = second_BTT - expected_BT.unsqueeze(2) * expected_BT.unsqueeze(1)
+            gradient = torch.zeros(SCALES, dtype=torch.float64)
+            gradient.index_put_((scale_BT,), weight * (own_BT - expected_BT), accumulate=True)
+            hessian = torch.zeros_like(prior)
+            hessian.index_put_(
+                (scale_BT.unsqueeze(2).expand_as(second_BTT), scale_BT.unsqueeze(1).expand_as(second_BTT)),
+                weight * covariance_BTT, accumulate=True,
+            )  # fmt: skip
+            step = torch.linalg.solve(prior + hessian, gradient - prior @ (theta - mean))
+            theta = (theta + step.clamp(-0.5, 0.5)).clamp(FLOOR, CEILING)
+        if bool(theta.isfinite().all()):
+            self.mean = theta
+            self.evidence = self.evidence + hessian
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the belief."""
+        return {"mean": self.mean.clone(), "evidence": self.evidence.clone()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Calibration:
+        """The belief that `state` copied."""
+        return cls(state["mean"].clone(), state["evidence"].clone())

@@ -1,0 +1,62 @@
+"""The scorer's inputs of items, as tensors: contents encoded in chunks, and a table kept up to date while learning.
+
+Shape suffixes: N items, R rows, D vector size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.features import FeatureTable
+from models.scorer import Features, Scorer
+
+CHUNK = 4096
+"""Items encoded at once."""
+
+
+def gather(table: FeatureTable, rows: NDArray[np.int64], device: torch.device | str) -> Features:
+    """Each modality's vectors of these rows, and how many vectors each has."""
+    features = {}
+    for name in table.dims:
+        vectors, lengths = table.gather(name, rows)
+        features[name] = (torch.from_numpy(vectors).to(device), torch.from_numpy(lengths).to(device))
+    return features
+
+
+@torch.no_grad()
+def encode(scorer: Scorer, table: FeatureTable, rows: NDArray[np.int64], device: torch.device | str) -> Tensor:
+    """The fused content of these rows, (R, D), without gradients; zeros where there are no modalities."""
+    if not table.dims:
+        return torch.zeros(len(rows), scorer.spec.dim, device=device)
+    parts = [scorer.content(gather(table, rows[at : at + CHUNK], device)) for at in range(0, len(rows), CHUNK)]
+    return torch.cat(parts) if parts else torch.zeros(0, scorer.spec.dim, device=device)
+
+
+def encode_one(scorer: Scorer, features: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The fused content (D,) of an item with these features."""
+    table = FeatureTable(scorer.spec.modalities, scorer.spec.frames)
+    table.put(0, features)
+    return np.asarray(encode(scorer, table, np.zeros(1, np.int64), "cpu").numpy()[0])
+
+
+def chosen_rows(gradient_RD: Tensor, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which rows to send a gradient through the encoders for, and how much each stands for.
+
+    Half of them are those of the largest gradients, the rest a uniform sample of the others, weighed so that the sum
+    is unbiased; all of them where they are few.
+    """
+    count = len(gradient_RD)
+    if count <= most:
+        return torch.arange(count, device=gradient_RD.device), gradient_RD.new_ones(count)
+    size_R = gradient_RD.square().sum(1)
+    order = torch.argsort(size_R, descending=True, stable=True)
+    head, rest = order[: most // 2], order[most // 2 :]
+    drawn = torch.randperm(len(rest), generator=generator, device=gradient_RD.device)[: most - len(head)]
+    weights = gradient_RD.new_ones(most)
+    weights[len(head) :] = len(rest) / len(drawn)
+    return torch.cat((head, rest[drawn])), weights

@@ -1,0 +1,213 @@
+"""Every interaction ever learned or to be learned, in learning order, as columns; and the history before any of them.
+
+Each event knows its user's previous event and the user's last event of a strictly earlier time. So the history *as of*
+an event is a walk along these links, for many events at once, and neither the event itself nor anything of the same
+time (the rest of its basket) is in it.
+
+Shape suffixes: B events or users, L places of a history.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.growing import GrowingArray
+
+Ints = NDArray[np.int64]
+
+ROW = np.dtype([("user", "<i4"), ("item", "<i4"), ("action", "<i2"), ("value", "<f4"), ("time", "<f8")])
+"""One event on disk: 22 bytes, little-endian; user and item are vocabulary rows, -1 where forgotten."""
+
+VALUE_UNIT = 2.0**-16
+"""Values are summed as whole multiples of this, so that the sum does not depend on how events were grouped."""
+VALUE_LIMIT = 2.0**30
+
+
+@dataclass(frozen=True)
+class LogView:
+    """The log as it was at some moment: shared columns (n,), and a copy of each user's last event.
+
+    What is appended later does not show; what is forgotten later does, as -1 in `user` and `item`.
+    """
+
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    action: NDArray[np.int16]
+    weight: NDArray[np.float32]
+    value: NDArray[np.float32]
+    time: NDArray[np.float64]
+    previous: Ints
+    """The same user's previous event, -1 for none."""
+    before: Ints
+    """The same user's last event of a strictly earlier time, -1 for none."""
+    count: NDArray[np.int32]
+    """How many events the user has up to and including this one."""
+    valued: NDArray[np.int32]
+    """How many of these have a value."""
+    value_sum: Ints
+    """The sum of these values in `VALUE_UNIT`s."""
+    tail: Ints
+    """Each user's last event, -1 for none; (users,)."""
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def tails(self, users: Ints) -> Ints:
+        """Last event of each user row, -1 for none and for rows that came later."""
+        known = (users >= 0) & (users < len(self.tail))
+        return np.where(known, self.tail[np.where(known, users, 0)], -1) if len(self.tail) else np.full(len(users), -1)
+
+    def histories(self, start_B: Ints, length: int) -> Ints:
+        """Positions of the last `length` events from `start_B` back, newest first; (B, L), -1 where there is none."""
+        history_BL = np.full((len(start_B), length), -1, np.int64)
+        if len(self.previous) == 0:
+            return history_BL
+        at_B = start_B
+        for place in range(length):
+            history_BL[:, place] = at_B
+            at_B = np.where(at_B >= 0, self.previous[at_B], -1)
+        return history_BL
+
+    def of_user(self, user: int) -> list[int]:
+        """Positions of all of a user's events, newest first."""
+        positions = []
+        at = int(self.tail[user]) if user < len(self.tail) else -1
+        while at >= 0:
+            positions.append(at)
+            at = int(self.previous[at])
+        return positions
+
+
+class EventLog:
+    """The growing columns behind every `LogView`."""
+
+    def __init__(self) -> None:
+        self._user = GrowingArray(np.int32)
+        self._item = GrowingArray(np.int32)
+        self._action = GrowingArray(np.int16)
+        self._weight = GrowingArray(np.float32)
+        self._value = GrowingArray(np.float32)
+        self._time = GrowingArray(np.float64)
+        self._previous = GrowingArray(np.int64)
+        self._before = GrowingArray(np.int64)
+        self._count = GrowingArray(np.int32)
+        self._valued = GrowingArray(np.int32)
+        self._value_sum = GrowingArray(np.int64)
+        self._tail = GrowingArray(np.int64)
+
+    def __len__(self) -> int:
+        return len(self._user)
+
+    def view(self, *, shared_tail: bool = False) -> LogView:
+        """The log as of now; `shared_tail` saves the copy of the tails where the view is used before the next append."""
+        columns = {f.name: getattr(self, "_" + f.name).rows for f in fields(LogView)}
+        if not shared_tail:
+            columns["tail"] = columns["tail"].copy()
+        return LogView(**columns)
+
+    def append(
+        self,
+        *,
+        user: Ints,
+        item: Ints,
+        action: Ints,
+        weight: NDArray[np.float32],
+        value: NDArray[np.float32],
+        time: NDArray[np.float64],
+    ) -> range:
+        """Append events (k,) in learning order; returns their positions. A user of -1 was forgotten: no links."""
+        start = len(self)
+        self._user.extend(user)
+        self._item.extend(item)
+        self._action.extend(action)
+        self._weight.extend(weight)
+        self._value.extend(value)
+        self._time.extend(time)
+        for links in (self._previous, self._before):
+            links.grow(start + len(user), -1)
+        for sums in (self._count, self._valued, self._value_sum):
+            sums.grow(start + len(user), 0)
+        if len(user):
+            self._tail.grow(int(user.max()) + 1, -1)
+            self._link(start, np.asarray(user, np.int64))
+        return range(start, len(self))
+
+    def _link(self, start: int, user: Ints) -> None:
+        """Fill the derived columns of the events from `start` on, one group of events for each user."""
+        order = np.argsort(user, kind="stable")
+        order = order[user[order] >= 0]
+        if len(order) == 0:
+            return
+        user, position = user[order], start + order
+        first = np.ones(len(user), bool)
+        first[1:] = user[1:] != user[:-1]
+        tail = self._tail.rows
+        shifted = np.concatenate(([-1], position[:-1]))
+        previous = np.where(first, tail[user], shifted)
+        self._previous.rows[position] = previous
+
+        # strictly earlier: the previous event, or what was before it where it has the same time
+        time, before = self._time.rows, self._before.rows
+        had = previous >= 0
+        previous_time = np.where(had, time[previous], -np.inf)
+        same = had & (previous_time == time[position])
+        late = had & (previous_time > time[position])
+        before[position] = np.where(late, -1, previous)
+        for at in position[same | late]:  # in order: each may rest on the one before it
+            link = int(self._previous.rows[at])
+            if time[link] == time[at]:
+                before[at] = before[link]
+                continue
+            while link >= 0 and time[link] >= time[at]:
+                link = int(self._previous.rows[link])
+            before[at] = link
+
+        # running sums of each user, in whole numbers
+        group = np.cumsum(first) - 1
+        value = self._value.rows[position].astype(np.float64)
+        valued = np.isfinite(value)
+        units = np.rint(np.where(valued, np.clip(value, -VALUE_LIMIT, VALUE_LIMIT), 0.0) / VALUE_UNIT).astype(np.int64)
+        base = np.where(had[first], previous[first], -1)
+        for column, step in ((self._count, 1), (self._valued, valued.astype(np.int64)), (self._value_sum, units)):
+            rows = column.rows
+            running = np.cumsum(np.broadcast_to(np.asarray(step, np.int64), position.shape))
+            opening = running[first] - np.broadcast_to(np.asarray(step, np.int64), position.shape)[first]
+            carried = np.where(base >= 0, rows[base], 0)
+            rows[position] = running - opening[group] + carried[group]
+        last = np.ones(len(user), bool)
+        last[:-1] = first[1:]
+        tail[user[last]] = position[last]
+
+    def silence(self, start: int, stop: int) -> None:
+        """Events [start, stop) stay in histories but are examples of nothing: their weight becomes 0."""
+        self._weight.rows[start:stop] = 0.0
+
+    def forget_user(self, user: int) -> None:
+        """Blank a user's events."""
+        positions = self.view(shared_tail=True).of_user(user)
+        self._user.rows[positions] = -1
+        self._item.rows[positions] = -1
+        self._value.rows[positions] = np.nan
+        self._weight.rows[positions] = 0.0
+        for links in (self._previous, self._before):
+            links.rows[positions] = -1
+        for sums in (self._count, self._valued, self._value_sum):
+            sums.rows[positions] = 0
+        if user < len(self._tail):
+            self._tail.rows[user] = -1
+
+    def forget_item(self, item: int) -> None:
+        """Blank the item in every event of it; the events keep their place in their users' histories."""
+        positions = np.flatnonzero(self._item.rows == item)
+        self._item.rows[positions] = -1
+        self._weight.rows[positions] = 0.0
+
+    def packed(self, start: int, stop: int) -> bytes:
+        """Events [start, stop) as `ROW`s."""
+        rows = np.empty(stop - start, ROW)
+        for name in ROW.names or ():
+            rows[name] = getattr(self, "_" + name).rows[start:stop]
+        return rows.tobytes()

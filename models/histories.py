@@ -1,0 +1,172 @@
+# ruff: noqa: N815 (shape suffixes)
+"""What the user tower reads: the last events of many users' histories, as arrays of one shape.
+
+Shape suffixes: B users or examples, L places of a history, newest first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.event_log import VALUE_UNIT, LogView
+
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class Histories:
+    """The last L events before some moment, and sums over all of them."""
+
+    item_BL: Ints
+    """Item rows; -1 where there is no event, or its item was forgotten."""
+    action_BL: Ints
+    value_BL: NDArray[np.float32]
+    time_BL: NDArray[np.float64]
+    count_B: Ints
+    """How many events the whole history has."""
+    valued_B: Ints
+    """How many of these have a value."""
+    value_sum_B: NDArray[np.float64]
+    """The sum of these values."""
+
+    @classmethod
+    def from_log(
+        cls, log: LogView, start_B: Ints, length: int, *, until_B: NDArray[np.float64] | None = None
+    ) -> Histories:
+        """Histories that end with the events at positions `start_B` (-1: nobody's).
+
+        Events of `until_B` or later (they arrived late, after what came before them) are left out.
+        """
+        position_BL = log.histories(start_B, length)
+        there_BL = position_BL >= 0
+        if len(log) == 0:
+            return cls.empty(len(start_B), length)
+        if until_B is not None:
+            there_BL = there_BL & (log.time[position_BL] < until_B[:, None])
+        some_B = start_B >= 0
+        return cls(
+            item_BL=np.where(there_BL, log.item[position_BL], -1).astype(np.int64),
+            action_BL=np.where(there_BL, log.action[position_BL], 0).astype(np.int64),
+            value_BL=np.where(there_BL, log.value[position_BL], np.nan),
+            time_BL=np.where(there_BL, log.time[position_BL], np.nan),
+            count_B=np.where(some_B, log.count[start_B], 0).astype(np.int64),
+            valued_B=np.where(some_B, log.valued[start_B], 0).astype(np.int64),
+            value_sum_B=np.where(some_B, log.value_sum[start_B], 0) * VALUE_UNIT,
+        )
+
+    @classmethod
+    def empty(cls, users: int, length: int) -> Histories:
+        """Of users who never did anything."""
+        nothing = np.zeros(users, np.int64)
+        return cls(
+            item_BL=np.full((users, length), -1, np.int64),
+            action_BL=np.zeros((users, length), np.int64),
+            value_BL=np.full((users, length), np.nan, np.float32),
+            time_BL=np.full((users, length), np.nan),
+            count_B=nothing,
+            valued_B=nothing.copy(),
+            value_sum_B=np.zeros(users),
+        )
+
+    def followed_by(self, older: Histories) -> Histories:
+        """These histories with older ones of the same users behind them, as long as before."""
+        length = self.item_BL.shape[1]
+        # by time and not by item: the place of a forgotten item is taken
+        empty_BL = np.isnan(np.concatenate((self.time_BL, older.time_BL), axis=1))
+        order_BL = np.argsort(empty_BL, axis=1, kind="stable")[:, :length]
+
+        def behind(newer: NDArray[Any], old: NDArray[Any]) -> NDArray[Any]:
+            return np.take_along_axis(np.concatenate((newer, old), axis=1), order_BL, axis=1)
+
+        return Histories(
+            item_BL=behind(self.item_BL, older.item_BL),
+            action_BL=behind(self.action_BL, older.action_BL),
+            value_BL=behind(self.value_BL, older.value_BL),
+            time_BL=behind(self.time_BL, older.time_BL),
+            count_B=self.count_B + older.count_B,
+            valued_B=self.valued_B + older.valued_B,
+            value_sum_B=self.value_sum_B + older.value_sum_B,
+        )
+
+    def tensors(self, scale: ValueScale, device: torch.device | str = "cpu") -> HistoryTensors:
+        """The same as tensors, values standardised and times turned into gaps."""
+        there_BL = self.item_BL >= 0
+        newest_B1 = self.time_BL[:, :1]
+        with np.errstate(invalid="ignore"):
+            gap_BL = np.nan_to_num(newest_B1 - self.time_BL, nan=0.0).clip(0, 2.0 ** (GAPS - 2))
+        value_BL = (self.value_BL - scale.mean) / scale.deviation
+        values = {
+            "item_BL": np.where(there_BL, self.item_BL, 0),
+            "mask_BL": there_BL,
+            "action_BL": self.action_BL,
+            "gap_BL": np.log2(1 + gap_BL).astype(np.int64),
+            "value_BL": np.nan_to_num(value_BL, nan=0.0).clip(-4, 4).astype(np.float32),
+            "valued_BL": np.isfinite(self.value_BL),
+            "length_B": length_bucket(self.count_B),
+        }
+        return HistoryTensors(**{name: torch.from_numpy(array).to(device) for name, array in values.items()})
+
+
+@dataclass
+class HistoryTensors:
+    """Inputs of the user tower."""
+
+    item_BL: Tensor
+    """Item rows, 0 where `mask_BL` is false."""
+    mask_BL: Tensor
+    action_BL: Tensor
+    gap_BL: Tensor
+    """⌊log₂(1 + seconds before the newest event)⌋. Not before now: a published vector does not know when it is read."""
+    value_BL: Tensor
+    valued_BL: Tensor
+    length_B: Tensor
+    """Bucket of the length of the whole history, below `LENGTHS`."""
+
+
+GAPS = 32
+"""Gap buckets: up to 2³⁰ seconds, 34 years."""
+LENGTHS = 7
+"""Buckets of history length: 0, 1, 2–3, 4–7, 8–15, 16–31, 32 and more."""
+
+
+def length_bucket(count_B: Ints) -> Ints:
+    """⌊log₂(n)⌋ + 1, 0 for none, at most `LENGTHS` - 1."""
+    bucket_B = np.floor(np.log2(np.maximum(count_B, 1))).astype(np.int64) + 1
+    return np.where(count_B > 0, np.minimum(bucket_B, LENGTHS - 1), 0)
+
+
+@dataclass
+class ValueScale:
+    """Running mean and spread of all values learned from."""
+
+    count: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Their mean, 0 before any."""
+        return self.total / self.count if self.count else 0.0
+
+    @property
+    def deviation(self) -> float:
+        """Their standard deviation, 1 where they never varied."""
+        variance = self.squares / self.count - self.mean**2 if self.count else 0.0
+        return float(variance**0.5) if variance > 1e-12 else 1.0
+
+    def take(self, value_B: NDArray[np.float32]) -> None:
+        """Take in values; NaN is none."""
+        value = value_B[np.isfinite(value_B)].astype(np.float64)
+        self.count += len(value)
+        self.total += float(value.sum())
+        self.squares += float((value**2).sum())
+
+    def shrunken_mean(self, histories: Histories, *, prior: float = 5.0) -> NDArray[np.float64]:
+        """Each user's mean value, drawn towards the mean of all as if by `prior` values of it; (B,)."""
+        return (histories.value_sum_B + prior * self.mean) / (histories.valued_B + prior)

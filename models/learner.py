@@ -1,0 +1,237 @@
+"""How the scorer learns from a phase: new examples in the order of time, each step with some stored ones replayed.
+
+The learner owns the weights, their optimizer and its own random numbers. Its state after a phase is a function of its
+state before and of the events: no clock, no global random state, nothing that outlives a call but `state_dict`.
+
+Shape suffixes: B examples, N items, R rows of a step, L places of a history, D vector size, K popularity features.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models import catalogue
+from models.calibration import Calibration
+from models.event_log import LogView
+from models.examples import Examples
+from models.histories import ValueScale
+from models.item_tables import RowTable
+from models.memory import Memory
+from models.objectives import OBJECTIVES, Step
+from models.popularity import FEATURES, Popularity
+from models.sampling import replay_positions
+from models.scorer import Scorer
+from models.spec import ModelSpec, TrainSpec
+
+Ints = NDArray[np.int64]
+
+BLOCK = 1024
+"""New events between two refreshes of all contents, popularities and scales: a long phase learns as several short ones."""
+INITIAL_SPREAD = 0.05
+"""Standard deviation of a new item's residual; it is hidden until the item's first interaction."""
+
+
+@dataclass(frozen=True)
+class LearnReport:
+    """What one call of `learn` did."""
+
+    steps: int
+    new: int
+    replayed: int
+    loss: float
+    """Mean over steps; NaN without any."""
+    finite: bool
+    """Whether loss and weights are finite; if not, go back to the parent's state."""
+
+
+class Learner:
+    """The weights and how they learn."""
+
+    def __init__(self, spec: ModelSpec, train: TrainSpec, memory: Memory, seed: int) -> None:
+        self.spec, self.train, self.memory = spec, train, memory
+        self.device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if train.device == "auto" else train.device
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.scorer = Scorer(spec).to(self.device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.optimizer = self._new_optimizer()
+        self.residual = RowTable(spec.dim, self.device)
+        self.bias = RowTable(1, self.device)
+        self.popularity = Popularity.empty()
+        self.calibration = Calibration()
+        self.values = ValueScale()
+        self.steps = 0
+        # rebuilt at the start of each block, so no part of the state
+        self.contents = torch.zeros(0, spec.dim, device=self.device)
+        self.features = torch.zeros(0, FEATURES, device=self.device)
+        self.objective = OBJECTIVES[spec.objective](self)
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(
+            self.scorer.parameters(), lr=self.train.learning_rate, weight_decay=self.train.weight_decay, foreach=True
+        )
+
+    # -- learning
+
+    def learn(self, positions: Ints, *, now: float, replay_ratio: float) -> LearnReport:
+        """Learn the events at these log positions (ascending), replaying `replay_ratio` earlier ones for each.
+
+        `now` (seconds since the epoch) is when the phase ended; ages are as of the examples where there are any.
+        """
+        positions = np.asarray(positions, np.int64)
+        log = self.memory.log.view(shared_tail=True)
+        self._grow()
+        losses: list[float] = []
+        replayed = 0
+        fresh = max(1, round(self.train.batch / (1 + replay_ratio)))
+        with torch.enable_grad():
+            for block in range(0, len(positions), BLOCK):
+                block_positions = positions[block : block + BLOCK]
+                self.advance(log, int(block_positions[0]))
+                self._refresh(float(log.time[block_positions[0]]))
+                self.objective.calibrate(log, block_positions)
+                for at in range(0, len(block_positions), fresh):
+                    new = block_positions[at : at + fresh]
+                    old = replay_positions(
+                        len(log), round(len(new) * replay_ratio), self.train.replay_half_life, self.generator,
+                        exclude_from=int(block_positions[0]),
+                    )  # fmt: skip
+                    new, old = self.objective.usable(log, new), self.objective.usable(log, old)
+                    stop = min(int(block_positions[min(at + fresh, len(block_positions)) - 1]) + 1, len(log))
+                    examples = Examples.build(log, self.popularity, new, old, self.spec.history)
+                    if len(examples):
+                        losses.append(self._step(examples))
+                        replayed += len(old)
+                    self.advance(log, stop)
+        self.steps += len(losses)
+        finite = all(map(math.isfinite, losses)) and self._finite()
+        loss = float(np.mean(losses)) if losses else math.nan
+        return LearnReport(len(losses), len(positions), replayed, loss, finite)
+
+    def _step(self, examples: Examples) -> float:
+        step: Step = self.objective.forward(examples)
+        self.optimizer.zero_grad(set_to_none=True)
+        step.loss.backward()  # type: ignore[no-untyped-call]
+        gradient_RD, bias_R = step.vectors_RD.grad, step.bias_R.grad
+        if gradient_RD is None or bias_R is None:
+            return float(step.loss.detach())
+        rate, decay = self.train.learning_rate, self.train.weight_decay
+        self.residual.step(step.rows, gradient_RD, step.shown_R, rate=rate, decay=decay)
+        self.bias.step(step.rows, bias_R.unsqueeze(1), step.shown_R, rate=rate, decay=decay)
+        if self.scorer.fusion is not None:
+            self._send_to_encoders(step.rows, gradient_RD)
+        self.optimizer.step()
+        return float(step.loss.detach())
+
+    def _send_to_encoders(self, rows: Tensor | None, gradient_RD: Tensor) -> None:
+        """Encode again, with gradients, the rows that matter most; the table keeps their newer contents."""
+        chosen, weights = catalogue.chosen_rows(gradient_RD, self.train.content_rows, self.generator)
+        index = chosen if rows is None else rows[chosen]
+        numbers = index.cpu().numpy()
+        content_CD = self.scorer.content(catalogue.gather(self.memory.item_features, numbers, self.device))
+        content_CD.backward(gradient_RD[chosen] * weights.unsqueeze(1))  # type: ignore[no-untyped-call]
+        self.contents[index] = content_CD.detach()
+
+    # -- what the examples are scored with
+
+    def _grow(self) -> None:
+        items = len(self.memory.items)
+        new = items - len(self.residual)
+        self.popularity.grow(items)
+        if new > 0:
+            spread = torch.randn(new, self.spec.dim, generator=self.generator, device=self.device) * INITIAL_SPREAD
+            rows = np.arange(items - new, items)
+            for name in self.spec.modalities:
+                vectors, lengths = catalogue.gather(self.memory.item_features, rows, "cpu")[name]
+                self.scorer.observe(name, vectors.to(self.device), lengths.to(self.device))
+            self.residual.grow(spread)
+            self.bias.grow(torch.zeros(new, 1, device=self.device))
+        blank = [row for row, one in enumerate(self.memory.items.ids) if one is None]
+        if blank:
+            self.residual.blank(torch.tensor(blank, device=self.device))
+            self.bias.blank(torch.tensor(blank, device=self.device))
+
+    def advance(self, log: LogView, stop: int, *, values: bool = True) -> None:
+        """Count the events before `stop`, and refresh what they touched."""
+        start = self.popularity.position
+        if stop <= start:
+            return
+        if values:
+            self.values.take(log.value[start:stop])
+        touched = self.popularity.advance(log.item[start:stop], log.weight[start:stop] > 0)
+        if len(self.features) == len(self.popularity):
+            self.features[torch.from_numpy(touched).to(self.device)] = self._features(
+                touched, float(log.time[stop - 1])
+            )
+
+    def pass_over(self, stop: int) -> None:
+        """The events before `stop` happened, though nothing was learned from them: popularity counts them."""
+        self._grow()
+        self.advance(self.memory.log.view(shared_tail=True), stop)
+
+    def _features(self, rows: Ints, now: float) -> Tensor:
+        age_s = now - self.memory.announced[rows]
+        return torch.from_numpy(self.popularity.features(rows, age_s)).to(self.device)
+
+    def _refresh(self, now: float) -> None:
+        rows = np.arange(len(self.popularity))
+        self.features = self._features(rows, now)
+        self.contents = catalogue.encode(self.scorer, self.memory.item_features, rows, self.device)
+
+    def _finite(self) -> bool:
+        tensors = [*self.scorer.parameters(), self.residual.values, self.bias.values]
+        return all(bool(tensor.detach().isfinite().all()) for tensor in tensors)
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """A deep copy of all that learning depends on: tensors on the CPU and plain containers."""
+        popularity = self.popularity
+        return {
+            "scorer": {name: value.detach().cpu().clone() for name, value in self.scorer.state_dict().items()},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "residual": self.residual.state(),
+            "bias": self.bias.state(),
+            "popularity": {
+                "counts": torch.from_numpy(popularity.counts.copy()),
+                "last": torch.from_numpy(popularity.last.copy()),
+                "first": torch.from_numpy(popularity.first.copy()),
+                "position": popularity.position,
+            },
+            "calibration": self.calibration.state(),
+            "values": asdict(self.values),
+            "generator": self.generator.get_state().clone(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state` was taken. Raises `RuntimeError` where its shapes are another model's."""
+        self.scorer.load_state_dict(state["scorer"])
+        self.optimizer = self._new_optimizer()
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.residual.load(state["residual"])
+        self.bias.load(state["bias"])
+        self.popularity = popularity_from(state)
+        self.calibration = Calibration.from_state(state["calibration"])
+        self.values = ValueScale(**state["values"])
+        self.generator.set_state(state["generator"].clone())
+        self.steps = state["steps"]
+        self.features = torch.zeros(0, FEATURES, device=self.device)
+
+
+def popularity_from(state: dict[str, Any]) -> Popularity:
+    """The counts in a learner's state, as a copy."""
+    stored = state["popularity"]
+    return Popularity(
+        stored["counts"].numpy().copy(), stored["last"].numpy().copy(), stored["first"].numpy().copy(), stored["position"]
+    )  # fmt: skip

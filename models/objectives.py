@@ -1,0 +1,322 @@
+# ruff: noqa: N815 (shape suffixes)
+"""What is learned from examples: which item comes next, the value given, or whether the action was positive.
+
+Each objective says which events it can use, and turns examples into a loss over vectors whose gradients the learner
+then spends. Shape suffixes: B examples, R rows of a step, L places of a history, D vector size, N candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models import catalogue, losses
+from models.event_log import LogView
+from models.examples import Examples
+from models.full_softmax import FullSoftmax
+from models.histories import HistoryTensors
+from models.sampling import uniform_negatives
+from models.scorer import SCALES
+
+if TYPE_CHECKING:
+    from models.learner import Learner
+
+Ints = NDArray[np.int64]
+
+CALIBRATED = 256
+"""Most events of a block that the scales are fitted on."""
+CALIBRATION_CHUNKS = 4
+CALIBRATION_ITEMS = 2_000
+"""Most candidates that they are ranked among."""
+MLP_NEGATIVES = 256
+"""Most negatives of a step where a network scores each pair."""
+
+
+@dataclass
+class Step:
+    """The forward pass of one step: its loss, and the leaves whose gradients belong to item rows."""
+
+    loss: Tensor
+    rows: Tensor | None
+    """Item rows of the leaves; None: all, in order."""
+    vectors_RD: Tensor
+    bias_R: Tensor
+    shown_R: Tensor
+    """Where residual and bias were part of the vector: admitted, and not dropped."""
+
+
+class Objective:
+    """What the objectives share: how examples become published vectors."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+
+    def usable(self, log: LogView, positions: Ints) -> Ints:
+        """Which of these events are examples."""
+        return positions[(log.weight[positions] > 0) & (log.item[positions] >= 0) & (log.user[positions] >= 0)]
+
+    def calibrate(self, log: LogView, positions: Ints) -> None:
+        """Fit the scales on events that are about to be learned; nothing unless it ranks."""
+
+    def forward(self, examples: Examples) -> Step:
+        """The loss of one step."""
+        raise NotImplementedError
+
+    # -- pieces
+
+    def leaves(self, rows: Tensor | None, *, dropout: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Item vectors (R, D) and biases (R,) as leaves, and where the item's own part is in them."""
+        learner = self.learner
+        index = slice(None) if rows is None else rows
+        admitted = torch.from_numpy(learner.popularity.first >= 0).to(learner.device)[index]
+        shown_R = admitted
+        if dropout > 0:
+            kept = torch.rand(len(admitted), generator=learner.generator, device=learner.device) >= dropout
+            shown_R = admitted & kept
+        own = shown_R.unsqueeze(1)
+        vectors_RD = (learner.contents[index] + own * learner.residual.values[index]).requires_grad_()
+        bias_R = (own * learner.bias.values[index]).squeeze(1).requires_grad_()
+        return vectors_RD, bias_R, shown_R
+
+    def users(
+        self, examples: Examples, history: HistoryTensors, vectors_RD: Tensor, features_RK: Tensor, *, training: bool
+    ) -> Tensor:
+        """Published user vectors of the examples, (B, V); `history` holds indices into the given rows."""
+        learner = self.learner
+        profiles = None
+        if learner.spec.user_features:
+            profiles = catalogue.gather(learner.memory.user_features, examples.user_B, learner.device)
+        base = learner.values.shrunken_mean(examples.histories).astype(np.float32)
+        # the weights learn unscaled: scales are put on top of them when served, and would only be learned around
+        scales = torch.ones(SCALES, device=learner.device)
+        return learner.scorer.users(
+            vectors_RD[history.item_BL], features_RK[history.item_BL], history, scales, profiles=profiles,
+            base_B=torch.from_numpy(base).to(learner.device),
+            dropout=learner.train.dropout if training else 0.0, generator=learner.generator if training else None,
+        )  # fmt: skip
+
+    def working_set(self, examples: Examples, extra: Tensor | None = None) -> tuple[Tensor, Tensor, HistoryTensors]:
+        """Rows that a step reads; the targets' and the histories' places among them. `extra` rows come first."""
+        device = self.learner.device
+        history = examples.histories.tensors(self.learner.values, device)
+        target_B = torch.from_numpy(examples.item_B).to(device)
+        parts = [target_B, history.item_BL.flatten()]
+        lead = extra if extra is not None else target_B[:0]
+        rest = torch.unique(torch.cat(parts))
+        rest = rest[~torch.isin(rest, lead)]
+        rows = torch.cat((lead, rest))
+        place = torch.empty(int(rows.max()) + 1, dtype=torch.int64, device=device)
+        place[rows] = torch.arange(len(rows), device=device)
+        return rows, place[target_B], replace(history, item_BL=place[history.item_BL])
+
+
+class Ranking(Objective):
+    """Softmax of the next item among all that are announced by then, or a sample of them."""
+
+    def forward(self, examples: Examples) -> Step:
+        """The whole catalogue where it is small, else in-batch and uniform negatives."""
+        learner = self.learner
+        device, train = learner.device, learner.train
+        everything = len(learner.popularity) <= train.full_softmax_items and learner.spec.head == "dot"
+        rows: Tensor | None
+        if everything:
+            rows, candidates = None, len(learner.popularity)
+            history = examples.histories.tensors(learner.values, device)
+            target_B = torch.from_numpy(examples.item_B).to(device)
+            offset = None
+        else:
+            lead, offset = self._sample(examples)
+            candidates = len(lead)
+            rows, target_B, history = self.working_set(examples, lead)
+        vectors_RD, bias_R, shown_R = self.leaves(rows, dropout=train.id_dropout)
+        features_RK = learner.features if rows is None else learner.features[rows]
+        user_BV = self.users(examples, history, vectors_RD, features_RK, training=True)
+        item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
+        weight_B = torch.from_numpy(examples.weight_B / max(float(examples.weight_B.sum()), 1e-9)).to(device)
+        cold_C, cold_CV = self._cold(examples, rows, target_B)
+        hidden_BN = self._hidden(examples, rows, candidates)
+        hidden_BL = self._own(history, candidates)
+        if learner.spec.head == "dot":
+            loss = FullSoftmax.apply(  # type: ignore[no-untyped-call]
+                user_BV, item_RV[:candidates], target_B, weight_B, hidden_BN, hidden_BL, cold_C, cold_CV, offset,
+                examples.fresh, learner.spec.dim + 1,
+            )  # fmt: skip
+        else:
+            score_BN = learner.scorer.matrix(user_BV, item_RV[:candidates])
+            if len(cold_C):
+                own = learner.scorer.pairs(user_BV[cold_C], cold_CV)
+                score_BN = score_BN.index_put((cold_C, target_B[cold_C]), own)
+            score_BN = score_BN if offset is None else score_BN + offset
+            allowed = torch.ones_like(score_BN, dtype=torch.bool) if hidden_BN is None else ~hidden_BN
+            allowed = allowed.scatter(1, torch.where(hidden_BL >= 0, hidden_BL, target_B.unsqueeze(1)), False)
+            loss = losses.softmax_ranking(score_BN, target_B, allowed, weights=weight_B)
+        return Step(loss, rows, vectors_RD, bias_R, shown_R)
+
+    def _sample(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Candidates: the batch's targets and uniform negatives; and −log of how often each is expected among them."""
+        learner = self.learner
+        device = learner.device
+        known = np.flatnonzero(
+            learner.memory.announced <= examples.time_B[: max(1, examples.fresh)].max(initial=-np.inf)
+        )
+        known_T = torch.from_numpy(known).to(device)
+        target = torch.from_numpy(examples.item_B).to(device)
+        most = learner.train.negatives if learner.spec.head == "dot" else min(learner.train.negatives, MLP_NEGATIVES)
+        drawn = target[:0] if len(known) == 0 else uniform_negatives(known_T, most, generator=learner.generator)
+        lead = torch.unique(torch.cat((target, drawn)))
+        counts = learner.popularity.counts[lead.cpu().numpy()][:, -2]
+        share = torch.from_numpy(counts / max(1.0, float(learner.popularity.counts[:, -2].sum()))).to(device)
+        expected = most / max(1, len(known)) + len(target) * share
+        return lead, -torch.log(expected.clamp(1e-9, 1.0))
+
+    def _cold(self, examples: Examples, rows: Tensor | None, target_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Examples whose target was cold then, and the vectors that it had."""
+        learner = self.learner
+        numbers = np.flatnonzero(examples.cold_B)
+        item = examples.item_B[numbers]
+        age_s = examples.time_B[numbers] - learner.memory.announced[item]
+        features = torch.from_numpy(learner.popularity.never_seen(age_s)).to(learner.device)
+        content = learner.contents[torch.from_numpy(item).to(learner.device)]
+        vectors = learner.scorer.items(content, content.new_zeros(len(item)), features)
+        return torch.from_numpy(numbers).to(learner.device), vectors
+
+    def _hidden(self, examples: Examples, rows: Tensor | None, candidates: int) -> Tensor | None:
+        """Items that were not announced by an example's time, (B, N)."""
+        announced = self.learner.memory.announced
+        announced = announced[:candidates] if rows is None else announced[rows[:candidates].cpu().numpy()]
+        if len(examples) == 0 or announced.max(initial=-np.inf) <= examples.time_B.min():
+            return None
+        late = np.flatnonzero(announced > examples.time_B.min())
+        hidden = np.zeros((len(examples), candidates), bool)
+        hidden[:, late] = announced[late][None, :] > examples.time_B[:, None]
+        return torch.from_numpy(hidden).to(self.learner.device)
+
+    def _own(self, history: HistoryTensors, candidates: int) -> Tensor:
+        """Places of the history's own items among the candidates, -1 where they are none."""
+        shown = history.mask_BL & (history.item_BL < candidates)
+        return torch.where(shown, history.item_BL, torch.full_like(history.item_BL, -1))
+
+    @torch.no_grad()
+    def calibrate(self, log: LogView, positions: Ints) -> None:
+        """Rank some of these events with the weights as they are and popularity as it will be then, and fit the scales."""
+        learner = self.learner
+        if learner.spec.head != "dot" or (learner.steps == 0 and not len(learner.optimizer.state)):
+            return
+        learner.calibration.fade(len(positions))
+        usable = self.usable(log, positions)
+        if len(usable) == 0:
+            return
+        kept = usable[np.linspace(0, len(usable) - 1, min(CALIBRATED, len(usable))).round().astype(np.int64)]
+        popularity, features = learner.popularity.copy(), learner.features.clone()
+        terms, targets, allowed, lengths = [], [], [], []
+        for chunk in np.array_split(kept, min(CALIBRATION_CHUNKS, len(kept))):
+            learner.advance(log, int(chunk[0]), values=False)
+            examples = Examples.build(log, learner.popularity, chunk, chunk[:0], learner.spec.history)
+            out = self._terms(examples)
+            for part, value in zip((terms, targets, allowed, lengths), out, strict=True):
+                part.append(value)
+        learner.popularity, learner.features = popularity, features
+        learner.calibration.fit(
+            torch.cat(terms), torch.cat(targets), torch.cat(allowed), torch.cat(lengths), weight=len(usable) / len(kept)
+        )  # fmt: skip
+
+    def _terms(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Unscaled terms of the scores, targets, allowed candidates and length buckets, over a sample of the items."""
+        learner = self.learner
+        items = len(learner.popularity)
+        target = torch.from_numpy(examples.item_B).to(learner.device)
+        lead = torch.arange(items, device=learner.device)
+        if items > CALIBRATION_ITEMS:
+            lead = torch.randperm(items, generator=learner.generator, device=learner.device)[:CALIBRATION_ITEMS]
+        # one column a target of its own, so that the sample stays uniform
+        rows, target_B, history = self.working_set(examples)
+        both = torch.cat((lead, rows))
+        vectors, bias, _ = self.leaves(both, dropout=0.0)
+        features = learner.features[both]
+        n = len(lead)
+        history = replace(history, item_BL=history.item_BL + n)
+        user_BV = self.users(examples, history, vectors, features, training=False)
+        item_RV = learner.scorer.items(vectors, bias, features)
+        d = learner.spec.dim
+        own_BV = item_RV[target_B + n]
+
+        def terms(u: Tensor, v: Tensor, pattern: str) -> Tensor:
+            return torch.stack(
+                (
+                    torch.einsum(pattern, u[:, :d], v[:, :d]),
+                    torch.einsum(pattern, u[:, d : d + 1], v[:, d : d + 1]),
+                    torch.einsum(pattern, u[:, d + 1 :], v[:, d + 1 :]),
+                ),
+                dim=-1,
+            )
+
+        sampled_BNT = terms(user_BV, item_RV[:n], "bv,nv->bn")
+        own_BT = terms(user_BV, own_BV, "bv,bv->b")
+        all_BNT = torch.cat((own_BT.unsqueeze(1), sampled_BNT), dim=1)
+        announced = learner.memory.announced[lead.cpu().numpy()]
+        allowed = torch.from_numpy(announced[None, :] <= examples.time_B[:, None]).to(learner.device)
+        allowed &= lead != target.unsqueeze(1)
+        seen_BNL = (learner_rows(examples).unsqueeze(1).to(learner.device) == lead[None, :, None]).any(2)
+        allowed &= ~seen_BNL
+        allowed = torch.cat((torch.ones_like(allowed[:, :1]), allowed), dim=1)
+        return all_BNT, torch.zeros(len(target), dtype=torch.int64), allowed, history.length_B
+
+
+def learner_rows(examples: Examples) -> Tensor:
+    """Item rows of the histories, -1 for none, (B, L)."""
+    return torch.from_numpy(examples.histories.item_BL)
+
+
+class Pairs(Objective):
+    """Objectives of one pair of user and item at a time."""
+
+    def forward(self, examples: Examples) -> Step:
+        """Score each example's own item, as it was: without residual and bias where it was cold."""
+        learner = self.learner
+        rows, target_B, history = self.working_set(examples)
+        vectors_RD, bias_R, shown_R = self.leaves(rows, dropout=learner.train.id_dropout)
+        features_RK = learner.features[rows]
+        user_BV = self.users(examples, history, vectors_RD, features_RK, training=True)
+        item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
+        score_B = learner.scorer.pairs(user_BV, item_RV[target_B])
+        return Step(self.loss(examples, score_B), rows, vectors_RD, bias_R, shown_R)
+
+    def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
+        """The loss of these scores."""
+        raise NotImplementedError
+
+
+class Rating(Pairs):
+    """Squared error of the value; the user's vector carries their shrunken mean."""
+
+    def usable(self, log: LogView, positions: Ints) -> Ints:
+        """Events with a value, of any action that counts."""
+        known = (log.item[positions] >= 0) & (log.user[positions] >= 0) & (log.weight[positions] != 0)
+        return positions[known & np.isfinite(log.value[positions])]
+
+    def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
+        """MSE."""
+        return losses.mse(score_B, torch.from_numpy(examples.value_B).to(score_B.device))
+
+
+class Click(Pairs):
+    """Cross entropy of whether the action was positive."""
+
+    def usable(self, log: LogView, positions: Ints) -> Ints:
+        """Events of any action that counts."""
+        return positions[(log.weight[positions] != 0) & (log.item[positions] >= 0) & (log.user[positions] >= 0)]
+
+    def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
+        """BCE, weighted by the size of the action's weight."""
+        weight_B = torch.from_numpy(examples.weight_B).to(score_B.device)
+        return losses.bce(score_B, (weight_B > 0).float(), weights=weight_B.abs())
+
+
+OBJECTIVES: dict[str, Callable[[Learner], Objective]] = {"ranking": Ranking, "rating": Rating, "click": Click}
+"""Objectives by the name that `[model] objective` gives them."""

@@ -1,0 +1,399 @@
+"""What came after a snapshot: its vectors as they are now, for the fast path, HTTP and evaluation alike.
+
+Observing only records; vectors are computed when they are asked for, many at once. Only what was touched ever changes: a
+new or re-announced item, the popularity of an item that an event touched (as of that event), the users of these events.
+Not safe for several threads: its owner locks.
+
+Shape suffixes: B users, N items, R rows, L places of a history, V length of published vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import answers, catalogue
+from models.event_log import EventLog
+from models.features import FeatureTable
+from models.growing import GrowingArray
+from models.histories import Histories
+from models.memory import EventBatch
+from models.popularity import FEATURES, Popularity
+from models.serving import Snapshot
+from models.vocabulary import Vocabulary
+
+Ints = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+
+
+class Overlay:
+    """A snapshot and what came since. Item rows go on where the snapshot's end; users have rows of their own."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._pending: list[EventBatch] = []
+        self._log = EventLog()
+        self._users = Vocabulary()
+        self._base_user = GrowingArray(np.int64)
+        self._gone_users: set[str] = set()
+        self._profiles = FeatureTable(snapshot.spec.user_features)
+        self._new_items: dict[str, int] = {}
+        self._item_ids: list[str] = []
+        self._gone_items = {row for row, one in enumerate(snapshot.items.ids[: snapshot.n_items]) if one is None}
+        self._contents = FeatureTable(snapshot.spec.modalities, snapshot.spec.frames)
+        self._attributes: dict[int, dict[str, Any]] = {}
+        self._announced: dict[int, float] = {}
+        self._popularity: Popularity | None = None
+        # patched item rows: where each is in the tables below, -1 where it is as in the snapshot
+        self._slot = GrowingArray(np.int64)
+        self._slot.grow(snapshot.n_items, -1)
+        self._personal = GrowingArray(np.float32, (snapshot.d,))
+        self._bias = GrowingArray(np.float32)
+        self._features = GrowingArray(np.float32, (FEATURES,))
+        self._published = GrowingArray(np.float32, (snapshot.dim,))
+        self._patched_rows = GrowingArray(np.int64)
+        self._stale_contents: dict[int, None] = {}
+        self._touched_items: list[str] = []
+        self._touched_users: list[str] = []
+
+    # -- what comes in
+
+    def observe(self, batch: EventBatch) -> None:
+        """Interactions that just happened; O(1) an event, nothing is computed."""
+        if len(batch):
+            self._pending.append(batch)
+            self._touched_items += batch.items
+            self._touched_users += batch.users
+
+    def announce(
+        self, item_id: str, time: float, features: Mapping[str, Vectors], attributes: Mapping[str, Any] | None = None
+    ) -> None:
+        """An item is new, or has new content."""
+        self._flush_events()
+        row = self._item_row(item_id)
+        self._contents.put(row, features)
+        self._attributes[row] = dict(attributes or {})
+        self._announced[row] = min(self._when_announced(row), time)
+        self._stale_contents[row] = None
+        self._touched_items.append(item_id)
+
+    def enrol(self, user_id: str, time: float, features: Mapping[str, Vectors]) -> None:  # noqa: ARG002
+        """A user is new, or has new features."""
+        self._profiles.put(self._user_row(user_id), features)
+        self._touched_users.append(user_id)
+
+    def forget_item(self, item_id: str) -> None:
+        """An item is gone: from the candidates and from all histories."""
+        self._flush_events()
+        row = self._find_item(item_id)
+        if row >= 0:
+            self._gone_items.add(row)
+            self._new_items.pop(item_id, None)
+
+    def forget_user(self, user_id: str) -> None:
+        """A user is gone; should they come back, they are somebody new."""
+        self._flush_events()
+        self._gone_users.add(user_id)
+        row = self._users.row(user_id)
+        if row is not None:
+            self._users.blank(row)
+
+    # -- what it all comes to
+
+    @property
+    def all_item_ids(self) -> list[str | None]:
+        """Id of each item row, the order of `scores`; None where it is gone."""
+        self._flush()
+        snapshot = self.snapshot
+        ids = [*snapshot.items.ids[: snapshot.n_items], *self._item_ids]
+        for row in self._gone_items:
+            ids[row] = None
+        return ids
+
+    def item_index(self, item_id: str) -> int | None:
+        """Row of an item in `scores`, None where it is unknown or gone."""
+        self._flush()
+        row = self._find_item(item_id)
+        return None if row < 0 else row
+
+    def item_vectors(self, ids: Sequence[str]) -> Vectors:
+        """Published vectors (R, V). Raises `KeyError` for an id that is unknown or gone."""
+        self._flush()
+        rows = np.array([self._find_item(one) for one in ids], np.int64)
+        if (rows < 0).any():
+            raise KeyError(f"Item {ids[int(np.argmin(rows))]!r} is unknown or deleted; announce it first.")
+        return self._gather(rows, self.snapshot.vectors_NV, self._published)
+
+    def user_vectors(self, ids: Sequence[str]) -> Vectors:
+        """Published vectors (B, V); of anyone unknown, the default user's."""
+        self._flush()
+        snapshot = self.snapshot
+        local, base = self._find_users(ids)
+        tails = self._log.view(shared_tail=True).tails(local)
+        return self._user_matrix(tails, local, base)
+
+    def vectors_before(self, batch: EventBatch) -> Vectors:
+        """Observe these interactions; returns each one's user vector (B, V) as it was just before, its basket left out."""
+        self._flush()
+        positions = self._append(batch)
+        local, base = self._find_users(batch.users)
+        log = self._log.view(shared_tail=True)
+        published = self._user_matrix(log.before[positions.start : positions.stop], local, base)
+        self._count(positions)
+        self._touched_items += batch.items
+        self._touched_users += batch.users
+        return published
+
+    def scores(self, user_id: str) -> Vectors:
+        """Scores (N,) of all item rows for a user; -inf where an item is gone."""
+        return self.scores_of(self.user_vectors([user_id]))[0]
+
+    def scores_of(self, users_BV: Vectors) -> Vectors:
+        """Scores (B, N) of all item rows for published user vectors."""
+        self._flush()
+        snapshot = self.snapshot
+        out = np.empty((len(users_BV), self._size), np.float32)
+        out[:, : snapshot.n_items] = snapshot.scores(users_BV, snapshot.vectors_NV)
+        if len(self._patched_rows):
+            out[:, self._patched_rows.rows] = snapshot.scores(users_BV, self._published.rows)
+        if self._gone_items:
+            out[:, list(self._gone_items)] = -np.inf
+        return out
+
+    def touched_items(self, mark: int = 0) -> list[str]:
+        """Ids of items whose vectors changed since `mark` (an earlier `marks()[0]`), each once."""
+        return list(dict.fromkeys(self._touched_items[mark:]))
+
+    def touched_users(self, mark: int = 0) -> list[str]:
+        """Ids of users whose vectors changed since `mark` (an earlier `marks()[1]`), each once."""
+        return list(dict.fromkeys(self._touched_users[mark:]))
+
+    def marks(self) -> tuple[int, int]:
+        """Where `touched_items` and `touched_users` stand now."""
+        return len(self._touched_items), len(self._touched_users)
+
+    def seen(self, user_id: str) -> Ints:
+        """Rows of all items that a user ever had anything to do with, ascending."""
+        self._flush()
+        local, base = (rows[0] for rows in self._find_users([user_id]))
+        log, old = self._log.view(shared_tail=True), self.snapshot.log
+        newer = log.item[log.of_user(int(local))] if local >= 0 else np.empty(0, np.int32)
+        older = old.item[old.of_user(int(base))] if base >= 0 else np.empty(0, np.int32)
+        rows = np.unique(np.concatenate((newer, older))).astype(np.int64)
+        return rows[rows >= 0]
+
+    @property
+    def gone_rows(self) -> list[int]:
+        """Item rows whose id was forgotten."""
+        return sorted(self._gone_items)
+
+    def personal_vectors(self) -> Vectors:
+        """Personal parts (N, D) of all item rows."""
+        self._flush()
+        return self._gather(np.arange(self._size), self.snapshot.vectors_NV[:, : self.snapshot.d], self._personal)
+
+    def ablations(self, row: int) -> dict[str, Vectors]:
+        """The personal part (D,) of an item without each of its modalities, and without its own residual (`id`)."""
+        snapshot = self.snapshot
+        own_D = snapshot.residual[row] if row < snapshot.n_items else np.zeros(snapshot.d, np.float32)
+        table = self._contents if row in self._attributes else snapshot.item_features
+        parts = {}
+        for name in table.get(row):
+            rest = {other: vector for other, vector in table.get(row).items() if other != name}
+            parts[name] = catalogue.encode_one(snapshot.scorer, rest) + own_D
+        parts["id"] = catalogue.encode_one(snapshot.scorer, table.get(row))
+        return parts
+
+    def recommend(self, user_id: str, *, k: int, include_seen: bool = False) -> list[dict[str, Any]]:
+        """See `models.answers.recommend`."""
+        return answers.recommend(self, user_id, k=k, include_seen=include_seen)
+
+    def similar(self, item_id: str, *, k: int) -> list[dict[str, Any]] | None:
+        """See `models.answers.similar`."""
+        return answers.similar(self, item_id, k=k)
+
+    def explain(self, user_id: str, item_id: str) -> dict[str, Any] | None:
+        """See `models.answers.explain`."""
+        return answers.explain(self, user_id, item_id)
+
+    def attributes(self, item_id: str) -> dict[str, Any]:
+        """What was announced with an item; empty where nothing was."""
+        row = self._find_item(item_id)
+        return self._attributes.get(row, self.snapshot.attributes(item_id)) if row >= 0 else {}
+
+    def announced(self) -> NDArray[np.float64]:
+        """When each item row was announced or first mentioned, (N,)."""
+        self._flush()
+        times = np.concatenate((self.snapshot.announced, np.full(len(self._item_ids), np.inf)))
+        for row, time in self._announced.items():
+            times[row] = time
+        return times
+
+    def counts(self) -> Popularity:
+        """Popularity as of now; rows beyond the items are nobody's."""
+        self._flush()
+        return self._own_popularity()
+
+    # -- rows
+
+    @property
+    def _size(self) -> int:
+        return self.snapshot.n_items + len(self._item_ids)
+
+    def _find_item(self, item_id: str) -> int:
+        row = self._new_items.get(item_id, -1)
+        if row < 0:
+            row = self.snapshot.item_row(item_id)
+        return -1 if row in self._gone_items else row
+
+    def _item_row(self, item_id: str) -> int:
+        row = self._find_item(item_id)
+        if row < 0:
+            row = self._new_items[item_id] = self._size
+            self._item_ids.append(item_id)
+            self._slot.extend([-1])
+        return row
+
+    def _find_users(self, ids: Sequence[str]) -> tuple[Ints, Ints]:
+        """Own rows and the snapshot's rows of users, -1 where there is none."""
+        if self.snapshot.spec.user_features:
+            for one in ids:
+                self._user_row(one)  # so that all profiles are in one table
+        local = np.array([-1 if (row := self._users.row(one)) is None else row for one in ids], np.int64)
+        base = np.array([self._base(one) for one in ids], np.int64)
+        return local, base
+
+    def _base(self, user_id: str) -> int:
+        return -1 if user_id in self._gone_users else self.snapshot.user_row(user_id)
+
+    def _user_row(self, user_id: str) -> int:
+        known = len(self._users)
+        row = self._users.add(user_id)
+        if row == known and self.snapshot.spec.user_features:
+            base = self._base(user_id)
+            self._profiles.put(row, self.snapshot.user_features.get(base) if base >= 0 else {})
+        return row
+
+    def _when_announced(self, row: int) -> float:
+        known = row < self.snapshot.n_items
+        return self._announced.get(row, float(self.snapshot.announced[row]) if known else np.inf)
+
+    # -- from events to vectors
+
+    def _flush(self) -> None:
+        self._flush_events()
+        if self._stale_contents:
+            rows = np.fromiter(self._stale_contents, np.int64)
+            self._stale_contents.clear()
+            self._encode(rows)
+
+    def _flush_events(self) -> None:
+        pending, self._pending = self._pending, []
+        for batch in pending:
+            self._count(self._append(batch))
+
+    def _append(self, batch: EventBatch) -> range:
+        snapshot = self.snapshot
+        user = np.array([self._user_row(one) for one in batch.users], np.int64)
+        item = np.array([self._item_row(one) for one in batch.items], np.int64)
+        for row, time in zip(item.tolist(), batch.times.tolist(), strict=True):
+            if row >= snapshot.n_items:
+                self._announced[row] = min(self._when_announced(row), time)
+        rows = (snapshot.actions.row(one) for one in batch.actions)
+        action = np.array([0 if row is None else row for row in rows], np.int64)
+        default = snapshot.weights.get("default", 1.0)
+        weight = np.array([snapshot.weights.get(one, default) for one in batch.actions], np.float32)
+        return self._log.append(
+            user=user, item=item, action=action, weight=weight, value=batch.values, time=batch.times
+        )  # fmt: skip
+
+    def _count(self, positions: range) -> None:
+        """Popularity of the items of these events, as of the last of them."""
+        log = self._log.view(shared_tail=True)
+        span = slice(positions.start, positions.stop)
+        touched = self._own_popularity().advance(log.item[span], log.weight[span] > 0)
+        self._refresh(touched, float(log.time[positions.stop - 1]))
+
+    def _own_popularity(self) -> Popularity:
+        if self._popularity is None:
+            self._popularity = self.snapshot.popularity.copy()
+        if len(self._popularity) < self._size:
+            self._popularity.grow(self._size + self._size // 8)
+        return self._popularity
+
+    def _encode(self, rows: Ints) -> None:
+        """New contents of these rows."""
+        snapshot = self.snapshot
+        content = catalogue.encode(snapshot.scorer, self._contents, rows, "cpu").numpy()
+        known = rows < snapshot.n_items
+        content[known] += snapshot.residual[rows[known]]
+        slots = self._slots(rows)  # may grow the tables
+        self._personal.rows[slots] = content
+        now = max((self._announced.get(row, -np.inf) for row in rows.tolist()), default=0.0)
+        self._refresh(rows, max(now, snapshot.event_time or now))
+
+    def _refresh(self, rows: Ints, now: float) -> None:
+        """Popularity features and published vectors of these rows."""
+        if len(rows) == 0:
+            return
+        slots = self._slots(rows)
+        age_s = now - np.array([self._when_announced(row) for row in rows.tolist()])
+        self._features.rows[slots] = self._own_popularity().features(rows, age_s)
+        self._published.rows[slots] = self.snapshot.item_matrix(
+            self._personal.rows[slots], self._bias.rows[slots], self._features.rows[slots]
+        )
+
+    def _slots(self, rows: Ints) -> Ints:
+        """Places of these rows in the tables of patches, made where there are none, with what the snapshot has."""
+        new = np.unique(rows[self._slot.rows[rows] < 0])
+        if len(new):
+            snapshot = self.snapshot
+            self._slot.rows[new] = len(self._patched_rows) + np.arange(len(new))
+            self._patched_rows.extend(new)
+            known = new < snapshot.n_items
+            for table, source in (
+                (self._personal, snapshot.vectors_NV[:, : snapshot.d]),
+                (self._bias, snapshot.bias),
+                (self._features, snapshot.features_NK),
+                (self._published, snapshot.vectors_NV),
+            ):
+                fill = np.zeros((len(new), *source.shape[1:]), np.float32)
+                fill[known] = source[new[known]]
+                table.extend(fill)
+        return np.asarray(self._slot.rows[rows])
+
+    def _gather(self, rows: Ints, base: Vectors, patches: GrowingArray) -> Vectors:
+        """Rows (…) of a table of the snapshot with its patches, (…, its row)."""
+        slot = self._slot.rows[rows]
+        known = rows < len(base)
+        out = base[np.where(known, rows, 0)] if len(base) else np.zeros((*rows.shape, *base.shape[1:]), np.float32)
+        patched = slot >= 0
+        out[patched] = patches.rows[slot[patched]]
+        return out
+
+    def _user_matrix(self, tails: Ints, local: Ints, base: Ints) -> Vectors:
+        """Published vectors of users whose newest own event is at `tails`, -1 where the snapshot has it all."""
+        snapshot = self.snapshot
+        histories = self._histories(tails, base)
+        if self._size == 0:
+            return snapshot.user_matrix(histories, local)
+        rows = np.where(histories.item_BL >= 0, histories.item_BL, 0)
+        return snapshot.user_matrix(
+            histories, local,
+            vectors_BLD=self._gather(rows, snapshot.vectors_NV[:, : snapshot.d], self._personal),
+            features_BLK=self._gather(rows, snapshot.features_NK, self._features),
+            profiles=self._profiles,
+        )  # fmt: skip
+
+    def _histories(self, tails: Ints, base: Ints) -> Histories:
+        """Histories of what came since, then of what the snapshot knows."""
+        length = self.snapshot.spec.history
+        newer = Histories.from_log(self._log.view(shared_tail=True), tails, length)
+        histories = newer.followed_by(self.snapshot.histories(base))
+        if self._gone_items:
+            gone = np.isin(histories.item_BL, list(self._gone_items))
+            histories.item_BL = np.where(gone, -1, histories.item_BL)
+        return histories

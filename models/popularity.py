@@ -1,0 +1,106 @@
+"""How popular and how old each item is: decayed counts at several half-lives, kept up to date by touching what is touched.
+
+A count is stored as it was at the item's last event; later it is that value times 2^(−events since / half-life). So an
+event changes one row, nothing ever overflows, and all counts can be had as of any later moment.
+
+Shape suffixes: N items, B items touched, H half-lives, K features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+HALF_LIVES = (30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0, 100_000.0)
+"""In events of the whole stream."""
+FEATURES = len(HALF_LIVES) + 4
+"""Log counts, log events since the last one, log events since the first, log age, and whether never seen."""
+DAY_S = 86_400.0
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class Popularity:
+    """Counts of N items after `position` events of the stream."""
+
+    counts: Floats
+    """(N, H), as of the item's last event."""
+    last: Ints
+    """(N,) position of the item's last event, -1 for none."""
+    first: Ints
+    """(N,) position of its first, -1 for none."""
+    position: int = 0
+
+    @classmethod
+    def empty(cls) -> Popularity:
+        """Before any event, of no item."""
+        return cls(np.zeros((0, len(HALF_LIVES)), np.float32), np.empty(0, np.int64), np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.last)
+
+    def copy(self) -> Popularity:
+        """One that can be advanced by itself."""
+        return replace(self, counts=self.counts.copy(), last=self.last.copy(), first=self.first.copy())
+
+    def grow(self, items: int) -> None:
+        """Make room for `items` items in all; the new ones were never seen."""
+        new = items - len(self)
+        if new > 0:
+            self.counts = np.concatenate((self.counts, np.zeros((new, len(HALF_LIVES)), np.float32)))
+            self.last = np.concatenate((self.last, np.full(new, -1)))
+            self.first = np.concatenate((self.first, np.full(new, -1)))
+
+    def advance(self, item_B: NDArray[np.integer], positive_B: NDArray[np.bool_]) -> Ints:
+        """Take in the stream's next events; returns the rows touched, ascending.
+
+        An event of no item (-1) or that is not `positive` only moves the position. Raises `IndexError` for an item
+        that there is no room for.
+        """
+        at_B = self.position + np.arange(len(item_B))
+        self.position += len(item_B)
+        counted = positive_B & (item_B >= 0)
+        item_B, at_B = item_B[counted], at_B[counted]
+        if len(item_B) == 0:
+            return np.empty(0, np.int64)
+        touched, opening, row_B = np.unique(item_B, return_index=True, return_inverse=True)
+        newest = np.zeros(len(touched), np.int64)
+        np.maximum.at(newest, row_B, at_B)
+        seen = self.last[touched] >= 0
+        idle = np.where(seen, newest - self.last[touched], 0)
+        counts = self.counts[touched] * decay(idle)
+        np.add.at(counts, row_B, decay(newest[row_B] - at_B))
+        self.counts[touched] = counts
+        self.first[touched] = np.where(seen, self.first[touched], at_B[opening])
+        self.last[touched] = newest
+        return np.asarray(touched, np.int64)
+
+    def features(self, item_B: Ints, age_s: NDArray[np.float64], *, position: int | None = None) -> Floats:
+        """What the scorer is told of these items as of `position` (default: now), (B, K); `age_s` since announced."""
+        position = self.position if position is None else position
+        last, first = self.last[item_B], self.first[item_B]
+        seen = last >= 0
+        idle = np.where(seen, position - last, 0)
+        out = np.empty((len(item_B), FEATURES), np.float32)
+        out[:, : len(HALF_LIVES)] = np.log1p(self.counts[item_B] * decay(idle))
+        out[:, -4] = np.where(seen, np.log1p(np.maximum(idle, 0)) / 4, 0)
+        out[:, -3] = np.where(seen, np.log1p(np.maximum(position - first, 0)) / 4, 0)
+        out[:, -2] = np.log1p(np.clip(age_s, 0, 1e11) / DAY_S) / 4
+        out[:, -1] = ~seen
+        return out
+
+    def never_seen(self, age_s: NDArray[np.float64]) -> Floats:
+        """The features of items that nobody has touched, (B, K)."""
+        out = np.zeros((len(age_s), FEATURES), np.float32)
+        out[:, -2] = np.log1p(np.clip(age_s, 0, 1e11) / DAY_S) / 4
+        out[:, -1] = 1
+        return out
+
+
+def decay(events: Ints) -> Floats:
+    """2^(−events / half-life), (B, H)."""
+    return np.exp2(events[:, None] / -np.array(HALF_LIVES)).astype(np.float32)

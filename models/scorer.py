@@ -1,0 +1,167 @@
+"""The scorer: how an item and a user become the two vectors whose dot product is the score.
+
+    score(u, i) = s_len · ⟨u, e_i⟩ + s_bias · b_i + s_pop · (⟨q_u, P_i⟩ + a_i)   [+ the user's base, for ratings]
+
+e_i is the item's content plus its own residual, b_i its bias; P_i and a_i come from how popular and how old the item is,
+and q_u from how popular and old the user's recent items were. The s are calibration: fitted on events before the weights
+learn from them. Published, an item is [e | b, a, P (, 1)] and a user [s_len u | s_bias, s_pop, s_pop q (, base)].
+
+Shape suffixes: B users or examples, N items, L places of a history, D vector size, E extras, K popularity features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.encoders import FrameEncoder, VectorEncoder
+from models.fusion import FUSIONS
+from models.histories import LENGTHS, HistoryTensors
+from models.popularity import FEATURES
+from models.spec import ModelSpec
+from models.user_tower import UserTower
+
+POPULARITY_DIM = 6
+"""Size of P_i."""
+HEAD_WIDTH = 64
+"""Width of the `mlp` head's inner layer."""
+SCALES = LENGTHS + 2
+"""Calibration: the personal term by length of history, the bias, the popularity."""
+
+Features = Mapping[str, tuple[Tensor, Tensor]]
+"""Modality → vectors (B, D) or (B, F, D), and how many vectors each row has (B,), 0 where it is missing."""
+
+
+class Scorer(nn.Module):
+    """All that is shared between items and users; what belongs to one item alone is in `models.item_tables`."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoders = nn.ModuleDict({name: encoder(spec, name) for name in spec.modalities})
+        self.fusion = FUSIONS[spec.fusion](spec.dim, len(spec.modalities)) if spec.modalities else None
+        self.profiles = nn.ModuleDict({name: VectorEncoder(dim, spec.dim) for name, dim in spec.user_features.items()})
+        self.tower = UserTower(spec.dim, spec.history, spec.dim if spec.user_features else 0)
+        self.item_popularity = nn.Sequential(
+            nn.Linear(FEATURES, 32), nn.GELU(), nn.Linear(32, 1 + POPULARITY_DIM)
+        )  # fmt: skip
+        self.taste = nn.Sequential(nn.Linear(FEATURES + LENGTHS, 32), nn.GELU(), nn.Linear(32, POPULARITY_DIM))
+        self.head = nn.ModuleList()
+        if spec.head == "mlp":
+            self.head.extend((nn.Linear(2 * spec.dim, HEAD_WIDTH), nn.Linear(HEAD_WIDTH, 1)))
+
+    @property
+    def extras(self) -> int:
+        """How many dimensions follow the personal ones in a published vector."""
+        return extras(self.spec)
+
+    def observe(self, name: str, vectors: Tensor, lengths: Tensor) -> None:
+        """Let a modality's input normalisation see the rows that are there."""
+        present = vectors[lengths > 0]
+        module = self.encoders[name]
+        if isinstance(module, FrameEncoder):
+            module.observe(present, frame_mask(lengths[lengths > 0], vectors.shape[1]))
+        else:
+            module.observe(present)  # type: ignore[operator]
+
+    def content(self, features: Features) -> Tensor:
+        """The fused content of items, (N, D); zeros where an item has none."""
+        vectors, masks = [], []
+        for name, module in self.encoders.items():
+            x, lengths = features[name]
+            vectors.append(
+                module(x, frame_mask(lengths, x.shape[1])) if isinstance(module, FrameEncoder) else module(x)
+            )
+            masks.append(lengths > 0)
+        if self.fusion is None:
+            raise ValueError("A model without modalities has no content; use zeros.")
+        fused: Tensor = self.fusion(torch.stack(vectors, 1), torch.stack(masks, 1))
+        return fused
+
+    def items(self, e_ND: Tensor, bias_N: Tensor, features_NK: Tensor) -> Tensor:
+        """Published vectors of items, (N, D + E)."""
+        parts = [e_ND, bias_N.unsqueeze(1), self.item_popularity(features_NK)]
+        if self.spec.objective == "rating":
+            parts.append(e_ND.new_ones(len(e_ND), 1))
+        return torch.cat(parts, dim=1)
+
+    def users(
+        self,
+        x_BLD: Tensor,
+        popularity_BLK: Tensor,
+        inputs: HistoryTensors,
+        scales: Tensor,
+        *,
+        profiles: Features | None = None,
+        base_B: Tensor | None = None,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Published vectors of users, (B, D + E), from the vectors and popularity features of their histories' items."""
+        features = self._profile(profiles) if profiles else None
+        u_BD = self.tower(x_BLD, inputs, features, dropout=dropout, generator=generator)
+        mask_BL1 = inputs.mask_BL.unsqueeze(-1)
+        mean_BK = (popularity_BLK * mask_BL1).sum(1) / mask_BL1.sum(1).clamp(min=1)
+        length = functional.one_hot(inputs.length_B, LENGTHS).to(mean_BK)
+        q_BP = self.taste(torch.cat((mean_BK, length), dim=1))
+        personal_B1 = scales[inputs.length_B].unsqueeze(1)
+        bias, popularity = scales[LENGTHS], scales[LENGTHS + 1]
+        ones = u_BD.new_ones(len(u_BD), 1)
+        # the mlp head's network sees u itself; its output is scaled by nothing
+        direct = u_BD if self.spec.head == "mlp" else personal_B1 * u_BD
+        parts = [direct, bias * ones, popularity * ones, popularity * q_BP]
+        if self.spec.objective == "rating":
+            parts.append(torch.zeros_like(ones) if base_B is None else base_B.unsqueeze(1))
+        return torch.cat(parts, dim=1)
+
+    def _profile(self, profiles: Features) -> Tensor:
+        encoded = [
+            module(profiles[name][0]) * (profiles[name][1] > 0).unsqueeze(1) for name, module in self.profiles.items()
+        ]
+        return torch.stack(encoded).sum(0)
+
+    def pairs(self, user_BV: Tensor, item_BV: Tensor) -> Tensor:
+        """Scores of users with an item each, (B,), from published vectors."""
+        if self.spec.head == "dot":
+            return (user_BV * item_BV).sum(1)
+        d = self.spec.dim
+        network_B = self._network(torch.cat((user_BV[:, :d], item_BV[:, :d]), dim=1))
+        return network_B + (user_BV[:, d:] * item_BV[:, d:]).sum(1)
+
+    def matrix(self, user_BV: Tensor, item_NV: Tensor) -> Tensor:
+        """Scores of all pairs, (B, N), from published vectors."""
+        if self.spec.head == "dot":
+            return user_BV @ item_NV.T
+        d = self.spec.dim
+        first = self.head[0]
+        user_BW = user_BV[:, :d] @ first.weight[:, :d].T + first.bias
+        item_NW = item_NV[:, :d] @ first.weight[:, d:].T
+        inner = torch.relu(user_BW.unsqueeze(1) + item_NW.unsqueeze(0))
+        return self.head[1](inner).squeeze(-1) + user_BV[:, d:] @ item_NV[:, d:].T  # type: ignore[no-any-return]
+
+    def _network(self, pair: Tensor) -> Tensor:
+        return self.head[1](torch.relu(self.head[0](pair))).squeeze(-1)  # type: ignore[no-any-return]
+
+
+def extras(spec: ModelSpec) -> int:
+    """Published dimensions beyond `spec.dim`."""
+    return 2 + POPULARITY_DIM + (spec.objective == "rating")
+
+
+def encoder(spec: ModelSpec, name: str) -> nn.Module:
+    """The encoder of one item modality."""
+    dim = spec.modalities[name]
+    return FrameEncoder(dim, spec.dim) if name in spec.frames else VectorEncoder(dim, spec.dim)
+
+
+def frame_mask(lengths_B: Tensor, frames: int) -> Tensor:
+    """(B, F), true for each item's first `length` frames."""
+    return torch.arange(frames, device=lengths_B.device) < lengths_B.unsqueeze(1)
+
+
+def neutral_scales(device: torch.device | str = "cpu") -> Tensor:
+    """Every term as the weights have it."""
+    return torch.ones(SCALES, device=device)

@@ -1,0 +1,233 @@
+"""What is served: an immutable snapshot of weights over the catalogue and the histories of one moment.
+
+Shape suffixes: B users, N items, R rows, L places of a history, D vector size, V length of published vectors, K popularity
+features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models import catalogue
+from models.calibration import Calibration
+from models.event_log import LogView
+from models.features import FeatureTable
+from models.histories import Histories, ValueScale
+from models.learner import popularity_from
+from models.memory import Memory
+from models.scorer import Scorer, extras, neutral_scales
+from models.spec import ModelSpec
+
+Ints = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+
+CHUNK = 2048
+"""Vectors computed or handed out at once."""
+DAY_S = 86_400.0
+
+
+class Snapshot:
+    """Weights, item vectors, histories and ids as of one moment. Nothing in it changes, but that forgotten ids disappear."""
+
+    version: int
+    spec: ModelSpec
+
+    @classmethod
+    def build(
+        cls, spec: ModelSpec, state: dict[str, Any], memory: Memory, *, version: int, upto: int | None = None
+    ) -> Snapshot:
+        """The snapshot of a learner's state over today's memory, which may be much younger (a rollback).
+
+        Items that the weights have not met have no residual; popularity and histories include every event in memory, or
+        popularity only those before the log position `upto` (not before the state's own), to judge by what follows.
+        """
+        return cls(spec, state, memory, version, upto)
+
+    def __init__(
+        self, spec: ModelSpec, state: dict[str, Any], memory: Memory, version: int, upto: int | None = None
+    ) -> None:
+        self.spec, self.version = spec, version
+        self.d = spec.dim
+        """Size of the personal part, which comes first in a published vector."""
+        self.dim = spec.dim + extras(spec)
+        """Length of a published vector."""
+        self.scorer = frozen_scorer(spec, state)
+        self.values = ValueScale(**state["values"])
+        ranks = spec.objective == "ranking" and spec.head == "dot"
+        self.scales = Calibration.from_state(state["calibration"]).scales if ranks else neutral_scales()
+        self.log: LogView = memory.view()
+        self.items, self.users, self.actions = memory.items, memory.users, memory.actions
+        self.weights = memory.weights
+        self.n_items, self.n_users = len(memory.items), len(memory.users)
+        """Rows, blank ones included."""
+        self.announced = memory.announced.copy()
+        self.item_features: FeatureTable = memory.item_features.view()
+        self.user_features: FeatureTable = memory.user_features.view()
+        self.item_attributes = memory.item_attributes
+        self.event_time = float(self.log.time.max(initial=-np.inf)) if len(self.log) else None
+        """Time of the newest event, None before any."""
+        self._build_items(state, len(self.log) if upto is None else upto)
+        self.default_user: Vectors = self.user_matrix(Histories.empty(1, spec.history), np.array([-1]))[0]
+        """The vector of anyone unknown."""
+
+    def _build_items(self, state: dict[str, Any], upto: int) -> None:
+        self.popularity = popularity_from(state)
+        self.popularity.grow(self.n_items)
+        start = self.popularity.position
+        self.popularity.advance(self.log.item[start:upto], self.log.weight[start:upto] > 0)
+        # rows that these weights never met stay zero: content alone
+        self.residual = np.zeros((self.n_items, self.d), np.float32)
+        self.bias = np.zeros(self.n_items, np.float32)
+        known = min(self.n_items, len(state["bias"]["values"]))
+        met = self.popularity.first[:known] >= 0
+        self.residual[:known] = state["residual"]["values"].numpy()[:known] * met[:, None]
+        self.bias[:known] = state["bias"]["values"].numpy()[:known, 0] * met
+        self.vectors_NV = np.empty((self.n_items, self.dim), np.float32)
+        """Published vectors of all item rows; blank rows have some too, but no id."""
+        now = self.event_time if self.event_time is not None else 0.0
+        self.features_NK = self.popularity.features(np.arange(self.n_items), now - self.announced)
+        for at in range(0, self.n_items, CHUNK):
+            rows = np.arange(at, min(at + CHUNK, self.n_items))
+            content = catalogue.encode(self.scorer, self.item_features, rows, "cpu").numpy()
+            self.vectors_NV[rows] = self.item_matrix(
+                content + self.residual[rows], self.bias[rows], self.features_NK[rows]
+            )  # fmt: skip
+
+    # -- vectors
+
+    @torch.no_grad()
+    def item_matrix(self, vectors_RD: Vectors, bias_R: Vectors, features_RK: Vectors) -> Vectors:
+        """Published vectors (R, V) from personal parts, biases and popularity features."""
+        published = self.scorer.items(*(torch.from_numpy(part) for part in (vectors_RD, bias_R, features_RK)))
+        return np.asarray(published.numpy())
+
+    @torch.no_grad()
+    def user_matrix(
+        self,
+        histories: Histories,
+        users: Ints,
+        *,
+        vectors_BLD: Vectors | None = None,
+        features_BLK: Vectors | None = None,
+        profiles: FeatureTable | None = None,
+    ) -> Vectors:
+        """Published vectors (B, V) of users with these histories; the rest is as in this snapshot unless it is given."""
+        inputs = histories.tensors(self.values)
+        rows = inputs.item_BL.numpy()
+        if vectors_BLD is None:
+            vectors_BLD = (
+                self.vectors_NV[rows, : self.d] if self.n_items else np.zeros((*rows.shape, self.d), np.float32)
+            )
+        if features_BLK is None:
+            features_BLK = (
+                self.features_NK[rows]
+                if self.n_items
+                else np.zeros((*rows.shape, self.features_NK.shape[1]), np.float32)
+            )
+        table = self.user_features if profiles is None else profiles
+        published = self.scorer.users(
+            torch.from_numpy(vectors_BLD), torch.from_numpy(features_BLK), inputs, self.scales,
+            profiles=catalogue.gather(table, users, "cpu") if self.spec.user_features else None,
+            base_B=torch.from_numpy(self.values.shrunken_mean(histories).astype(np.float32)),
+        )  # fmt: skip
+        return np.asarray(published.numpy())
+
+    def histories(self, users: Ints) -> Histories:
+        """The histories of these user rows, -1 for nobody."""
+        return Histories.from_log(self.log, self.log.tails(users), self.spec.history)
+
+    def user_vectors(self, ids: Sequence[str]) -> Vectors:
+        """Published vectors (B, V) of users; of anyone unknown, `default_user`."""
+        users = np.array([self._row(self.users.row(one), self.n_users) for one in ids], np.int64)
+        out = np.empty((len(ids), self.dim), np.float32)
+        for at in range(0, len(ids), CHUNK):
+            part = users[at : at + CHUNK]
+            out[at : at + CHUNK] = self.user_matrix(self.histories(part), part)
+        return out
+
+    def item_row(self, item_id: str) -> int:
+        """Row of an item in this snapshot, -1 where it has none."""
+        return self._row(self.items.row(item_id), self.n_items)
+
+    def user_row(self, user_id: str) -> int:
+        """Row of a user in this snapshot, -1 where it has none."""
+        return self._row(self.users.row(user_id), self.n_users)
+
+    @staticmethod
+    def _row(row: int | None, known: int) -> int:
+        return row if row is not None and row < known else -1
+
+    # -- what is published
+
+    @property
+    def item_ids(self) -> list[str]:
+        """Ids of all items, in the order of `vectors("items")`."""
+        return [one for one in self.items.ids[: self.n_items] if one is not None]
+
+    def user_ids(self, *, active_days: float = 0) -> list[str]:
+        """Ids of all users, or of those with an event in the last days before the newest event."""
+        ids = self.users.ids[: self.n_users]
+        if active_days <= 0 or self.event_time is None:
+            return [one for one in ids if one is not None]
+        tails = self.log.tails(np.arange(self.n_users))
+        active = (tails >= 0) & (self.log.time[tails] >= self.event_time - active_days * DAY_S)
+        return [one for one, keep in zip(ids, active.tolist(), strict=True) if keep and one is not None]
+
+    def vectors(self, kind: Literal["items", "users"]) -> Vectors:
+        """Published vectors (n, V) of all `item_ids` or `user_ids()`."""
+        if kind == "users":
+            return self.user_vectors(self.user_ids())
+        return self.vectors_NV[[row for row, one in enumerate(self.items.ids[: self.n_items]) if one is not None]]
+
+    def items_in_chunks(self, size: int = CHUNK) -> Iterator[tuple[list[str], Vectors]]:
+        """All items: ids and published vectors, some at a time."""
+        for at in range(0, self.n_items, size):
+            rows = [r for r in range(at, min(at + size, self.n_items)) if self.items.ids[r] is not None]
+            if rows:
+                yield [str(self.items.ids[row]) for row in rows], self.vectors_NV[rows]
+
+    def users_in_chunks(self, *, active_days: float = 0, size: int = CHUNK) -> Iterator[tuple[list[str], Vectors]]:
+        """All users, or those active in the last days: ids and published vectors, some at a time."""
+        ids = self.user_ids(active_days=active_days)
+        for at in range(0, len(ids), size):
+            yield ids[at : at + size], self.user_vectors(ids[at : at + size])
+
+    def head_layers(self) -> list[tuple[Vectors, Vectors]]:
+        """Layers (W (out, in), b (out,)) of the `mlp` head, ReLU between them; empty for `dot`.
+
+        The score is network([user[:d], item[:d]]) + dot(user[d:], item[d:]).
+        """
+        return [(layer.weight.numpy().copy(), layer.bias.numpy().copy()) for layer in self.scorer.head]  # type: ignore[union-attr, operator]
+
+    def attributes(self, item_id: str) -> dict[str, Any]:
+        """What was announced with an item; empty where nothing was."""
+        row = self.item_row(item_id)
+        return self.item_attributes[row] if row >= 0 else {}
+
+    @torch.no_grad()
+    def scores(self, users_BV: Vectors, items_NV: Vectors) -> Vectors:
+        """Scores (B, N) of published vectors."""
+        if self.spec.head == "dot":
+            return users_BV @ items_NV.T
+        return np.asarray(self.scorer.matrix(torch.from_numpy(users_BV), torch.from_numpy(items_NV)).numpy())
+
+    def check_scores(self, count: int = 8) -> Vectors:
+        """A few scores, of users and items spread over all; equal for equal snapshots."""
+        if self.n_items == 0:
+            return np.zeros((0, 0), np.float32)
+        users = np.r_[-1, np.linspace(0, max(0, self.n_users - 1), count).astype(np.int64)]
+        items = np.linspace(0, self.n_items - 1, count).astype(np.int64)
+        return self.scores(self.user_matrix(self.histories(users), users), self.vectors_NV[items])
+
+
+def frozen_scorer(spec: ModelSpec, state: dict[str, Any]) -> Scorer:
+    """The scorer of a learner's state, for inference on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        scorer = Scorer(spec)
+    scorer.load_state_dict(state["scorer"])
+    return scorer.eval().requires_grad_(False)

@@ -1,0 +1,82 @@
+"""A user as a vector: attention over the last events of their history, through a small network.
+
+Shape suffixes: B users, L places of a history (newest first), D vector size, H heads, K popularity features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.fusion import masked_softmax
+from models.histories import GAPS, LENGTHS, HistoryTensors
+from models.memory import ACTIONS
+
+HEADS = 4
+
+
+class UserTower(nn.Module):
+    """u = p + W₂ GELU(W₁ LN([p₁ … p_H; f])): p_h pools the history's item vectors with attention head h, p is their mean.
+
+    The item vectors are those that are scored (tied), so a new item or a new user works at once. Attention sees how
+    recent an event is, by rank and by time, and what was done. Pooling by attention: Ilse, Tomczak & Welling, ICML
+    2018; tied item vectors: Hidasi & Karatzoglou, "Recurrent neural networks with top-k gains", CIKM 2018.
+    """
+
+    def __init__(self, dim: int, history: int, features: int = 0) -> None:
+        """`features` is the length of the encoded user features, 0 for none."""
+        super().__init__()
+        self.rank = nn.Parameter(torch.zeros(history, dim))
+        self.gap = nn.Parameter(torch.zeros(GAPS, dim))
+        self.action = nn.Parameter(torch.zeros(ACTIONS, dim))
+        self.value = nn.Parameter(torch.zeros(2, dim))
+        self.length = nn.Parameter(torch.zeros(LENGTHS, dim))
+        self.key = nn.Linear(dim, HEADS)
+        self.recency = nn.Parameter(-0.1 * torch.arange(history, dtype=torch.float32).unsqueeze(1).repeat(1, HEADS))
+        self.norm = nn.LayerNorm(HEADS * dim + dim)
+        self.inner = nn.Linear(HEADS * dim + dim + features, 2 * dim)
+        self.outer = nn.Linear(2 * dim, dim)
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        inputs: HistoryTensors,
+        features: Tensor | None = None,
+        *,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Item vectors (B, L, D) of the history to user vectors (B, D); drops inner units where `dropout` > 0."""
+        length = x_BLD.shape[1]
+        mask_BL1 = inputs.mask_BL.unsqueeze(-1)
+        x_BLD = x_BLD * mask_BL1
+        k_BLD = (
+            x_BLD
+            + self.rank[:length]
+            + functional.embedding(inputs.gap_BL, self.gap)
+            + functional.embedding(inputs.action_BL, self.action)
+            + inputs.value_BL.unsqueeze(-1) * self.value[0]
+            + inputs.valued_BL.unsqueeze(-1) * self.value[1]
+        )
+        k_BLD = k_BLD * mask_BL1
+        weight_BLH = masked_softmax(
+            (self.key(k_BLD) + self.recency[:length]).transpose(1, 2), inputs.mask_BL.unsqueeze(1)
+        ).transpose(1, 2)
+        pooled_BHD = torch.einsum("blh,bld->bhd", weight_BLH, k_BLD)
+        direct_BD = torch.einsum("bl,bld->bd", weight_BLH.mean(2), x_BLD)
+        z = torch.cat((pooled_BHD.flatten(1), functional.embedding(inputs.length_B, self.length)), dim=1)
+        z = self.norm(z)
+        if features is not None:
+            z = torch.cat((z, features), dim=1)
+        z = drop(z, dropout, generator)
+        z = functional.gelu(self.inner(z))
+        return direct_BD + self.outer(drop(z, dropout, generator))  # type: ignore[no-any-return]
+
+
+def drop(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """Inverted dropout (Srivastava et al., 2014) that draws from `generator`; nothing where there is none."""
+    if share <= 0 or generator is None:
+        return x
+    kept = torch.rand(x.shape, generator=generator, device=x.device) >= share
+    return x * kept / (1 - share)
