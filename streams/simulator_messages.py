@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streams.simulator import Simulator, Stream, item_id, user_id
-from streams.simulator_names import CATEGORIES
 from streams.simulator_world import FEATURE_DIMS, PROFILE_DIM
 
 MODALITIES: dict[str, int] = dict(FEATURE_DIMS)
@@ -84,7 +83,7 @@ def item_value(simulator: Simulator, item: int) -> bytes:
             name: _base64(value[item]) for name, value in catalogue.features.items() if not catalogue.absent[name][item]
         },
         "text": catalogue.titles[item],
-        "attributes": {"title": catalogue.titles[item], "category": CATEGORIES[int(catalogue.category[item])]},
+        "attributes": {"title": catalogue.titles[item], "category": catalogue.categories[item]},
     }
     return msgspec.json.encode(event)
 

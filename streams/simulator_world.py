@@ -39,8 +39,8 @@ class World:
     """Items announced before the first event."""
     events: int = 60_000
     """Interactions to simulate."""
-    start: float = 1_767_225_600.0
-    """Time of the first event, in seconds since 1970 (the start of 2026)."""
+    start: float = 1_735_689_600.0
+    """Time of the first event, in seconds since 1970 (the start of 2025)."""
     rate: float = 10.0
     """Events per second of event time; steady."""
     latent_dim: int = 6
@@ -120,7 +120,6 @@ class Catalogue:
         draw = world.random("items").standard_normal((n, 2 * D))
         pick = world.random("categories").integers(0, len(CATEGORIES), size=n)
         centres = world.random("centres").standard_normal((len(CATEGORIES), D))
-        self.category: Ints = pick
         self.explained: Floats = np.sqrt(0.6) * centres[pick] + np.sqrt(0.4) * draw[:, :D]
         s = world.share_explained
         latent = np.sqrt(s) * self.explained + np.sqrt(1 - s) * draw[:, D:]
@@ -128,6 +127,7 @@ class Catalogue:
         self.births: Floats = self._births(n)
         self.features: dict[str, NDArray[np.float32]] = self._features(n)
         self.absent: dict[str, NDArray[np.bool_]] = self._absent(n)
+        self.categories: list[str] = [CATEGORIES[k] for k in pick.tolist()]
         self.titles: list[str] = self._titles(pick)
         self._appeal = [
             1 + world.appeal * world.random("appeal", k).standard_normal(n)
@@ -135,7 +135,7 @@ class Catalogue:
         ]
 
     def __len__(self) -> int:
-        return len(self.category)
+        return len(self.births)
 
     def appeal(self, event: int) -> NDArray[np.float32]:
         """Appeal × fade(age) of every item at event number `event`, (I,); of items not yet announced too."""

@@ -54,16 +54,16 @@ class Ranks:
 
 
 def measure(
-    simulator: Simulator, stream: Stream, *, first: int = 0, every: int = 1, content: bool = True, size: int = 128
+    simulator: Simulator, stream: Stream, *, first: int = 0, every: int = 1, linear: bool = True, size: int = 128
 ) -> Ranks:
     """Ranks of every chosen item from event number `first` on, of one block of `size` events in `every`.
 
     The methods: `oracle`; `popularity` and `popularity_H` (counts, whole and decayed with a half-life of H events);
-    and with `content` also `content` (mean features of the last items), `content_latent` (the same where features are
-    mapped to the true latents by least squares) and `content_best` (those, and the user's true taste: no linear model
-    of the features can know more of the user).
+    `content` (mean features of the user's last items); and with `linear` also `content_latent` (the same where features
+    are mapped to the true latents by least squares) and `content_best` (those, and the user's true taste: no linear
+    model of the features can know more of the user). Raises `ValueError` where no event is left to measure.
     """
-    history = _History(simulator, content=content)
+    history = _History(simulator, linear=linear)
     parts: list[Ranks] = []
     for block, at in enumerate(range(0, len(stream), size)):
         rows = slice(at, min(at + size, len(stream)))
@@ -82,7 +82,7 @@ def measure(
 class _History:
     """What the methods have seen of the stream so far."""
 
-    def __init__(self, simulator: Simulator, *, content: bool) -> None:
+    def __init__(self, simulator: Simulator, *, linear: bool) -> None:
         users, items = len(simulator.tastes), len(simulator.catalogue)
         self._simulator = simulator
         self._met = np.zeros((users, items), dtype=np.bool_)
@@ -90,7 +90,8 @@ class _History:
         self._decayed = {half_life: np.zeros(items) for half_life in HALF_LIVES}
         self._recent = np.full((users, RECENT), -1, dtype=np.int64)
         self._turn = np.zeros(users, dtype=np.int64)
-        self._views = _views(simulator.catalogue) if content else None
+        self._features, self._mapped = _views(simulator.catalogue)
+        self._linear = linear
 
     def ranks(self, stream: Stream, rows: slice) -> Ranks:
         """Ranks of the block's chosen items; users who occur twice in it are ranked as of its start."""
@@ -102,11 +103,11 @@ class _History:
             "oracle": self._simulator.oracle.utilities(int(number[0]), user).astype(np.float64)
         }
         scores |= self._popularity(number, item, announced)
-        if self._views is not None:
-            features_IF, mapped_ID = self._views
-            scores["content"] = self._profile(features_IF, user) @ features_IF[:announced].T
-            scores["content_latent"] = self._profile(mapped_ID, user) @ mapped_ID[:announced].T
-            scores["content_best"] = self._simulator.tastes.at(int(number[0]), user) @ mapped_ID[:announced].T
+        scores["content"] = self._profile(self._features, user) @ self._features[:announced].T
+        if self._linear:
+            mapped_ID = self._mapped[:announced]
+            scores["content_latent"] = self._profile(self._mapped, user) @ mapped_ID.T
+            scores["content_best"] = self._simulator.tastes.at(int(number[0]), user) @ mapped_ID.T
         by = {name: _ranks(score_BI[chosen], item[chosen], met_BI) for name, score_BI in scores.items()}
         return Ranks(number=number[chosen], earlier=self._count[item[chosen]].astype(np.int64), by=by)
 
