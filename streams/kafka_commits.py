@@ -13,8 +13,9 @@ from typing import Any
 import structlog
 from kafka import KafkaAdminClient
 from kafka import TopicPartition as ClientPartition
-from kafka.errors import NoError
+from kafka.errors import NoError, RetriableError
 from kafka.structs import OffsetAndMetadata
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from streams.source_types import TopicPartition
 
@@ -27,9 +28,16 @@ class GroupCommitter:
     `settings` are those of the admin client; it connects at the first commit and again after a failure.
     """
 
-    def __init__(self, *, group_id: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, *, group_id: str, settings: Mapping[str, Any], patience_s: float = 5.0) -> None:
         self._group_id = group_id
         self._settings = dict(settings)
+        # A broker that has just started answers that it has no coordinator for the group yet.
+        self._patiently = Retrying(
+            retry=retry_if_exception_type(RetriableError),
+            wait=wait_exponential(multiplier=0.1, max=1.0),
+            stop=stop_after_delay(patience_s),
+            reraise=True,
+        )
         self._wanted = threading.Condition()
         self._pending: dict[ClientPartition, OffsetAndMetadata] = {}
         self._busy = False
@@ -71,7 +79,7 @@ class GroupCommitter:
                 offsets, self._pending, self._busy = self._pending, {}, True
             try:
                 admin = admin or KafkaAdminClient(**self._settings)
-                self._send(admin, offsets)
+                self._patiently(self._send, admin, offsets)
             # Whatever goes wrong here concerns lag tools alone, and the next phase commits again.
             except Exception as error:  # noqa: BLE001
                 _log.warning("group commit failed", group=self._group_id, error=str(error))
@@ -85,6 +93,8 @@ class GroupCommitter:
 
     def _send(self, admin: KafkaAdminClient, offsets: Mapping[ClientPartition, OffsetAndMetadata]) -> None:
         for tp, error in admin.alter_group_offsets(self._group_id, dict(offsets)).items():
+            if issubclass(error, RetriableError):
+                raise error(f"{tp.topic}[{tp.partition}]")
             if error is not NoError:
                 _log.warning(
                     "group commit refused",

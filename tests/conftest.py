@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests import quiet_imports
 from tests.servers import brokers, kafka, namespace, own_kafka, own_redis, prometheus, promtool, redis_url, report_line
 
@@ -16,6 +18,11 @@ __all__ = [
     "quiet_imports",
     "redis_url",
 ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # kafka-python leaves the socket of a connection that was refused to the garbage collector.
+    config.addinivalue_line("filterwarnings", "ignore:unclosed <socket.socket .*laddr=.'0.0.0.0'.*:ResourceWarning")
 
 
 def pytest_report_header() -> str:
