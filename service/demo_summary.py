@@ -149,7 +149,10 @@ def _quality(
         "oracle": "the best possible (oracle)",
     }
     ours = QualityRow(
-        name="Headwater", recall=_mean(judged, RECALL), ndcg=_mean(judged, NDCG), cold_recall=_mean(judged, COLD_RECALL)
+        name="Headwater",
+        recall=_mean(judged, RECALL, weight="ranked"),
+        ndcg=_mean(judged, NDCG, weight="ranked"),
+        cold_recall=_mean(judged, COLD_RECALL, weight="cold_events"),
     )
     rows = [_quality_row(label, name, ranks) for name, label in names.items()]
     return [*rows[:-1], ours, rows[-1]], (begin, end)
@@ -164,11 +167,12 @@ def _quality_row(label: str, name: str, ranks: Ranks) -> QualityRow:
     return QualityRow(name=label, recall=ranks.recall(name), ndcg=ranks.ndcg(name), cold_recall=cold.recall(name))
 
 
-def _mean(lines: Sequence[PhaseLine], name: str) -> float:
-    """Mean over phases, weighted by events, of those that have the figure."""
-    pairs = [(line.events, value) for line in lines if (value := line.metrics.get(name)) is not None]
-    weight = sum(events for events, _ in pairs)
-    return sum(events * value for events, value in pairs) / weight if weight else math.nan
+def _mean(lines: Sequence[PhaseLine], name: str, *, weight: str) -> float:
+    """Mean of a figure over the phases that have it, weighted by the number of events it speaks of."""
+    pairs = [(line.metrics.get(weight) or 0.0, line.metrics.get(name)) for line in lines]
+    known = [(count, value) for count, value in pairs if value is not None]
+    total = sum(count for count, _ in known)
+    return sum(count * value for count, value in known) / total if total else math.nan
 
 
 def _offset(offsets: Mapping[str, Mapping[int, int]]) -> int:

@@ -385,7 +385,11 @@ class Knowing:
 def summary() -> tuple[Simulator, Report]:
     simulator = Simulator(WORLD)
     stream = simulator.run()
-    lines = [line(1), *(line(n, metrics={RECALL: 0.2, NDCG: 0.1 * n}) for n in (2, 3, 4)), line(5, decision="refused")]
+    lines = [
+        line(1),
+        *(line(n, metrics={RECALL: 0.2, NDCG: 0.1 * n, "ranked": 10.0 * n}) for n in (2, 3, 4)),
+        line(5, decision="refused"),
+    ]
     found = Freshness(
         served=[Served(kind="item", id="i1", sent_at=22.0, seconds=0.05, across_flip=False)], missed=[], set_aside=2
     )
@@ -400,7 +404,7 @@ def test_the_summary_compares_on_the_same_events(summary: tuple[Simulator, Repor
     assert result.events_per_second == pytest.approx(2_000 / 35)
     assert result.measured == (500, 2_000)
     by_name = {row.name: row for row in result.quality}
-    assert by_name["Headwater"].ndcg == pytest.approx(0.3)
+    assert by_name["Headwater"].ndcg == pytest.approx((0.2 * 20 + 0.3 * 30 + 0.4 * 40) / 90)
     assert math.isnan(by_name["Headwater"].cold_recall)
     best = by_name["the best possible (oracle)"]
     others = [row.ndcg for row in result.quality if row.name not in ("Headwater", best.name)]
