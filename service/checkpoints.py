@@ -96,7 +96,7 @@ class CheckpointStore:
         return manifest
 
     def load(self, version: int) -> Checkpoint:
-        """Read a version, verified. Raises NoCheckpoint, CorruptCheckpoint, NewerFormat; so may reading its segments."""
+        """Read a version, verified. Raises NoCheckpoint, CorruptCheckpoint or NewerFormat; its segments do so later."""
         return self._files.load(version)
 
     def verify(self, version: int) -> None:

@@ -1,8 +1,7 @@
 """Small files that notice their own damage: JSON with a digest of itself, and a lone number with one.
 
-A sealed JSON file is one flat object whose last field, `digest`, is the SHA-256 of the file's own bytes with that field
-empty. Any flipped or missing byte breaks it. Later formats keep this rule, so that an older Headwater can tell "newer"
-from "damaged".
+A sealed JSON file is one flat object whose last field, `digest`, is the SHA-256 of everything before it. Any flipped or
+missing byte breaks it. Later formats keep this rule, so that an older Headwater can tell "newer" from "damaged".
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from service.errors import CorruptCheckpoint, NewerFormat
 FORMAT = 1
 """Version of everything in the state directory: files, their names and their fields."""
 
-_EMPTY = b'"digest": ""'
+_TAIL = b',\n  "digest": "%s"\n}\n'
+_TAIL_BYTES = len(_TAIL % b"") + 64
 
 
 class _Head(msgspec.Struct):
     format: int
-    digest: str
 
 
 class Sealed(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,19 +41,16 @@ def _sha256(data: bytes) -> str:
 
 def seal(value: Sealed) -> bytes:
     """The sealed file of `value`: indented JSON ending in its digest."""
-    body = msgspec.json.format(msgspec.json.encode(value), indent=2).rstrip(b"}").rstrip()
-    unsealed = body + b",\n  " + _EMPTY + b"\n}\n"
-    return unsealed.replace(_EMPTY, b'"digest": "%s"' % _sha256(unsealed).encode())
+    body = msgspec.json.format(msgspec.json.encode(value), indent=2).removesuffix(b"\n}")
+    return body + _TAIL % _sha256(body).encode()
 
 
 def unseal(data: bytes, kind: type[S], path: Path) -> S:
     """Read what `seal` wrote. Raises CorruptCheckpoint on any damage, NewerFormat; both name `path`."""
-    try:
-        head = msgspec.json.decode(data, type=_Head)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise damaged(path, "it is not the JSON that was written") from error
-    if _sha256(data.replace(b'"digest": "%s"' % head.digest.encode(), _EMPTY)) != head.digest:
-        raise damaged(path, "its digest does not match its content")
+    body, digest = data[:-_TAIL_BYTES], data[-_TAIL_BYTES:]
+    if digest != _TAIL % _sha256(body).encode():
+        raise damaged(path, "its digest does not match its content" if data else "it is empty")
+    head = msgspec.json.decode(data, type=_Head)
     if head.format > FORMAT:
         raise NewerFormat(
             f"{path} has format {head.format}, written by a newer Headwater; this one reads formats up to {FORMAT}.",

@@ -1,0 +1,224 @@
+"""A crash or power cut at any moment of a save leaves the old checkpoint or the new one, and nothing between."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from service.checkpoints import CheckpointStore
+from service.intent import Intent, IntentFile
+from service.phase_log import PhaseLog
+from service.state_dir import StateDirectory
+from service.tombstones import Tombstone, Tombstones
+from tests import checkpoint_samples as samples
+from tests.recorded_disk import Recording
+
+YES: Callable[[], bool] = lambda: True  # noqa: E731
+NO: Callable[[], bool] = lambda: False  # noqa: E731
+CRASHES = {"killed": (YES, YES), "power cut": (NO, NO), "names before contents": (YES, NO)}
+"""Which unsynced names and contents survive."""
+
+
+def remains(recording: Recording, target: Path) -> Iterator[Path]:
+    """Every different state of the disk that a crash during the recording could leave."""
+    seen = set()
+    fresh = itertools.count()
+    for count in range(len(recording.operations) + 1):
+        disk = recording.after(count)
+        for names, contents in CRASHES.values():
+            image = disk.image(names=names, contents=contents)
+            if image not in seen:
+                seen.add(image)
+                yield disk.put(target / str(next(fresh)), names=names, contents=contents)
+
+
+def finished(recording: Recording, target: Path) -> Iterator[Path]:
+    """What a crash after the whole recording could leave: there everything that was acknowledged must be."""
+    disk = recording.after(len(recording.operations))
+    for name, (names, contents) in CRASHES.items():
+        yield disk.put(target / f"finished, {name}", names=names, contents=contents)
+
+
+def reopened(root: Path) -> CheckpointStore:
+    store = CheckpointStore(root, keep_versions=1)
+    store.sweep()
+    return store
+
+
+def log_until(*versions: int) -> bytes:
+    return b"".join(map(samples.chunk, versions))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    path = tmp_path / "remains"
+    path.mkdir()
+    return path
+
+
+def test_a_crash_while_saving_and_promoting_leaves_old_or_new(tmp_path: Path, target: Path) -> None:
+    root = tmp_path / "state"
+    store = samples.history(root, 2)
+    with Recording(root).running() as recording:
+        samples.save(store, store.allot(), parent=2)
+        store.set_champion(3)
+    found = set()
+    for path in remains(recording, target):
+        after = reopened(path)
+        with capture_logs() as warnings:
+            latest, champion = after.latest(), after.champion()
+        assert warnings == []  # A crash is no damage: nothing had to be replaced by something older.
+        assert latest in (2, 3)
+        assert champion in (2, 3)
+        for version in {latest, champion}:
+            assert version is not None
+            assert samples.content(after, version) == (version, log_until(*range(1, version + 1)))
+        found.add((latest, champion))
+        following = after.allot()
+        assert following > latest
+        samples.save(after, following, parent=latest)
+        assert samples.content(after, following)[1] == log_until(*range(1, latest + 1), following)
+    assert found == {(2, 2), (3, 2), (3, 3)}
+    for path in finished(recording, target):
+        after = CheckpointStore(path, keep_versions=1)
+        assert (after.latest(), after.champion()) == (3, 3)
+        assert samples.content(after, 3) == (3, log_until(1, 2, 3))
+
+
+def test_a_crash_during_the_first_save_leaves_nothing_or_the_first(tmp_path: Path, target: Path) -> None:
+    root = tmp_path / "state"
+    root.mkdir()
+    store = CheckpointStore(root, keep_versions=3)
+    with Recording(root).running() as recording:
+        samples.save(store, store.allot(), parent=None)
+    for path in remains(recording, target):
+        after = reopened(path)
+        latest = after.latest()
+        assert latest in (None, 1)
+        if latest:
+            assert samples.content(after, latest) == (1, log_until(1))
+    for path in finished(recording, target):
+        assert CheckpointStore(path, keep_versions=1).latest() == 1
+
+
+def test_a_crash_while_rewriting_leaves_old_or_new_content(tmp_path: Path, target: Path) -> None:
+    root = tmp_path / "state"
+    store = samples.history(root, 2)
+    with Recording(root).running() as recording:
+        samples.save(store, 3, parent=2, segments={}, rewrite={"log": b"without what was forgotten"})
+        store.set_champion(3)
+        store.prune()
+    logs = {2: log_until(1, 2), 3: b"without what was forgotten"}
+    for path in remains(recording, target):
+        after = reopened(path)
+        for version in (after.latest(), after.champion()):
+            assert version is not None
+            assert samples.content(after, version) == (version, logs[version])
+    for path in finished(recording, target):
+        assert CheckpointStore(path, keep_versions=1).champion() == 3
+
+
+def test_a_crash_while_pruning_leaves_what_is_kept(tmp_path: Path, target: Path) -> None:
+    root = tmp_path / "state"
+    store = samples.history(root, 4)
+    with Recording(root).running() as recording:
+        store.keep_versions = 1
+        assert store.prune() == [1, 2]
+    for path in remains(recording, target):
+        after = reopened(path)
+        assert (after.latest(), after.champion()) == (4, 4)
+        after.prune()
+        assert after.numbers() == [3, 4]
+        assert all(samples.content(after, version)[0] == version for version in after.numbers())
+
+
+def test_a_version_is_never_allotted_twice(tmp_path: Path, target: Path) -> None:
+    root = tmp_path / "state"
+    store = samples.history(root, 1)
+    with Recording(root).running() as recording:
+        first = store.allot()
+        marker = len(recording.operations)
+        store.allot()
+    for path in remains(recording, target):
+        assert CheckpointStore(path, keep_versions=1).allot() > 1
+    for names, contents in CRASHES.values():
+        path = recording.after(marker).put(
+            target / f"acknowledged{names()}{contents()}", names=names, contents=contents
+        )
+        assert CheckpointStore(path, keep_versions=1).allot() > first
+
+
+def test_a_crash_while_creating_the_directory_does_not_stop_the_next_start(tmp_path: Path, target: Path) -> None:
+    root = tmp_path / "parent"
+    root.mkdir()
+    with Recording(root).running() as recording, StateDirectory.open(root / "state", "shop") as directory:
+        directory.bind("cluster", {"interactions": "topic"})
+    for path in remains(recording, target):
+        with StateDirectory.open(path / "state", "shop") as directory:
+            assert directory.identity.cluster_id in (None, "cluster")
+
+
+def intent(phase: int) -> Intent:
+    return Intent(
+        parent=1,
+        phase=phase,
+        version=phase,
+        start={"interactions": {0: 0}},
+        end={"interactions": {0: 10}},
+        now=1e9,
+        opened_at=1e9,
+        watermark=None,
+        replay_ratio=2.0,
+        threads=1,
+        gate="judge",
+    )
+
+
+def test_a_crash_while_writing_the_intent_leaves_old_or_new(tmp_path: Path, target: Path) -> None:
+    root = tmp_path / "state"
+    root.mkdir()
+    IntentFile(root / "intent.json").write(intent(1))
+    with Recording(root).running() as recording:
+        IntentFile(root / "intent.json").write(intent(2))
+    for path in remains(recording, target):
+        assert IntentFile(path / "intent.json").read(1) in (intent(1), intent(2))
+    for path in finished(recording, target):
+        assert IntentFile(path / "intent.json").read(1) == intent(2)
+
+
+def test_a_crash_while_logging_a_phase_leaves_whole_lines_and_repair_completes_them(
+    tmp_path: Path, target: Path
+) -> None:
+    root = tmp_path / "state"
+    root.mkdir()
+    log = PhaseLog(root / "phases.jsonl")
+    log.append(samples.line(1))
+    with Recording(root).running() as recording:
+        log.append(samples.line(2))
+        log.published(2, 1e9)
+        log.published(1, 1e9)
+    for path in remains(recording, target):
+        after = PhaseLog(path / "phases.jsonl")
+        assert not after.problems
+        after.repair([samples.line(1), samples.line(2)])
+        assert [line.phase for line in after.lines()] == [1, 2]
+    for path in finished(recording, target):
+        assert PhaseLog(path / "phases.jsonl").lines() == log.lines()
+
+
+def test_a_crash_while_adding_a_tombstone_keeps_all_that_were_acknowledged(tmp_path: Path, target: Path) -> None:
+    root = tmp_path / "state"
+    root.mkdir()
+    stones = [Tombstone(kind="items", id=f"item{n}", time=1e9, topic="items", partition=0, offset=n) for n in range(3)]
+    tombstones = Tombstones(root / "tombstones.jsonl")
+    with Recording(root).running() as recording:
+        tombstones.add(stones[:1])
+        tombstones.add(stones[1:])
+    for path in remains(recording, target):
+        assert len(Tombstones(path / "tombstones.jsonl")) in (0, 1, 2, 3)
+    for path in finished(recording, target):
+        assert len(Tombstones(path / "tombstones.jsonl")) == 3
