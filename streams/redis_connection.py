@@ -26,6 +26,9 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     ClusterError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -42,13 +45,25 @@ Password = str | Callable[[], str | None] | None
 
 _SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 
-_HINTS = {
-    "OOM": "it is out of memory: raise maxmemory (docs/redis.md has the sizing formula)",
-    "READONLY": "it is a read-only replica: point [redis] url at the primary, or use redis+sentinel://",
-    "NOPERM": "its ACL user lacks a right: docs/redis.md lists what the daemon and a reader need",
-    "can't run this command": "its ACL user lacks a right: docs/redis.md lists what the daemon and a reader need",
-    "NOAUTH": "it wants a password: set one in the [redis] table",
-    "WRONGPASS": "it does not accept the user and password: set them in the [redis] table",
+_LACKS_RIGHT = "its ACL user lacks a right: docs/redis.md lists what the daemon and a reader need"
+_WRONG_LOGIN = "it does not accept the user and password: set them in the [redis] table"
+_NO_MEMORY = "it is out of memory: raise maxmemory (docs/redis.md has the sizing formula)"
+_READ_ONLY = "it is a read-only replica: point [redis] url at the primary, or use redis+sentinel://"
+
+# redis-py takes the code off a message that it has a class for, but not off one that comes out of a script.
+_HINTS_BY_CLASS: tuple[tuple[type[RedisError], str], ...] = (
+    (OutOfMemoryError, _NO_MEMORY),
+    (ReadOnlyError, _READ_ONLY),
+    (NoPermissionError, _LACKS_RIGHT),
+    (AuthenticationError, _WRONG_LOGIN),
+    (AuthorizationError, _LACKS_RIGHT),
+)
+_HINTS_BY_TEXT = {
+    "OOM": _NO_MEMORY,
+    "READONLY": _READ_ONLY,
+    "NOPERM": _LACKS_RIGHT,
+    "can't run this command": _LACKS_RIGHT,
+    "WRONGPASS": _WRONG_LOGIN,
     "MISCONF": "it cannot save to its disk and refuses writes: free disk space there",
     "WRONGTYPE": "a key of this namespace holds something else: choose another namespace",
 }
@@ -159,7 +174,8 @@ def _refusal(error: RedisError) -> SinkRefused | SinkUnavailable:
     text = str(error)
     if "CLUSTERDOWN" in text or "TRYAGAIN" in text or "LOADING" in text:
         return SinkUnavailable(f"Redis is not ready ({_short(error)}): it should recover by itself")
-    hint = next((hint for mark, hint in _HINTS.items() if mark in text), None)
+    hint = next((hint for kind, hint in _HINTS_BY_CLASS if isinstance(error, kind)), None)
+    hint = hint or next((hint for mark, hint in _HINTS_BY_TEXT.items() if mark in text), None)
     return SinkRefused(f"Redis refused: {hint}" if hint else f"Redis refused: {_short(error)}")
 
 
