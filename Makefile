@@ -7,13 +7,13 @@
 #   make clean     remove what these targets made (never ./var/headwater, a daemon's state)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test lint check bench clean
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
+PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock
 SOURCES := $(wildcard streams/*.py models/*.py service/*.py)
 BENCHMARKS ?= decode
 # The fast tests leave out these markers of pyproject.toml.
@@ -30,10 +30,12 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: $(VENV)/.test
+lint: $(VENV)/.test
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+check: lint
 	$(BIN)/python -m pytest -m "$(FAST)" $(PYTEST_ARGS)
 
 bench: $(VENV)/.test
