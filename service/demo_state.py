@@ -128,7 +128,7 @@ class DemoDirectory:
             "model.modalities": MODALITIES,
             "model.user_features": USER_FEATURES,
             "train": {"threads": threads},
-            "evaluate": {"max_per_phase": PHASE_EVENTS},
+            "evaluate": {"max_per_phase": MEASURED_EVENTS},
             "publish": {"buckets": 16, "grace_s": 10, "keep_versions": 3},
             "http": {"host": "127.0.0.1", "port": http_port},
             "log": {"format": "json"},
@@ -154,6 +154,8 @@ class DemoDirectory:
 
 PHASE_EVENTS = 2_500
 """Interactions in a phase of the demo."""
+MEASURED_EVENTS = 1_000
+"""Of those, a uniform sample that the parent model ranks."""
 
 
 def _laws(world: World) -> dict[str, Any]:

@@ -24,10 +24,11 @@ from streams.simulator_yardsticks import Ranks, measure
 
 _SAMPLE = 5
 """The yardsticks look at one block of events in so many: as true on average, and soon done."""
+ORACLE = "best possible"
 _KIND_NAMES: dict[ProbeKind, str] = {
-    "item": "a new item's announcement",
-    "new_user": "a new user's first event",
-    "user": "a returning user's event",
+    "item": "new item",
+    "new_user": "new user",
+    "user": "returning user",
 }
 
 
@@ -144,9 +145,9 @@ def _quality(
     decayed = ranks.best_decayed()
     names = {
         "popularity": "popularity",
-        decayed: f"decayed popularity (half-life {decayed.split('_')[1]})",
-        "content": "content of the last items",
-        "oracle": "the best possible (oracle)",
+        decayed: f"decayed popularity ({decayed.split('_')[1]})",
+        "content": "content of last items",
+        "oracle": ORACLE,
     }
     ours = QualityRow(
         name="Headwater",
@@ -242,7 +243,7 @@ def print_report(console: Console, result: Report) -> None:
         f" in {result.seconds:.0f} s: {result.events_per_second:,.0f} events/s"
     )
     say("\nFrom an event's sending to its being served by Redis, measured from outside during a constant stream:")
-    table = _table("", "p50", "p99", "events", "of them while learning or publishing")
+    table = _table("", "p50", "p99", "events", "while a phase was learned")
     for row in result.freshness:
         table.add_row(
             _KIND_NAMES[row.kind], milliseconds(row.p50), milliseconds(row.p99), str(row.count), str(row.learning)
@@ -253,8 +254,8 @@ def print_report(console: Console, result: Report) -> None:
         say(f"({aside}; {result.missed} never served)")
     begin, end = result.measured
     say(f"\nForeseeing what users choose next, each event before it is learned (events {begin:,} to {end:,}):")
-    table = _table("", "recall@20", "NDCG@20", "of the best possible", "cold items' recall@20")
-    best = next((row.ndcg for row in result.quality if row.name.startswith("the best")), math.nan)
+    table = _table("", "recall@20", "NDCG@20", "of the best", "cold recall@20")
+    best = next((row.ndcg for row in result.quality if row.name == ORACLE), math.nan)
     for row_ in result.quality:
         table.add_row(
             *(row_.name, _figure(row_.recall), _figure(row_.ndcg), _share(row_.ndcg / best), _figure(row_.cold_recall))
@@ -269,7 +270,7 @@ def print_report(console: Console, result: Report) -> None:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for at, column in enumerate(columns):
-        table.add_column(column, justify="right" if at else "left")
+        table.add_column(column, justify="right" if at else "left", no_wrap=True)
     return table
 
 
