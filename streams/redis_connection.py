@@ -31,7 +31,6 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisClusterException,
     RedisError,
-    ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -160,26 +159,24 @@ def translated() -> Iterator[None]:
     """Turn redis-py's errors into `SinkRefused` (needs a person; with a hint) or `SinkUnavailable` (needs time)."""
     try:
         yield
-    except (AuthenticationError, AuthorizationError, ResponseError) as error:
+    except (AuthenticationError, AuthorizationError) as error:  # kinds of ConnectionError, yet time will not mend them
         raise _refusal(error) from error
     except (RedisConnectionError, RedisTimeoutError, ClusterError, RedisClusterException, OSError) as error:
         raise SinkUnavailable(
             f"Redis is away ({_short(error)}): check that it runs and that the url is right"
         ) from error
     except RedisError as error:
-        raise SinkRefused(f"Redis gave an unexpected answer: {_short(error)}") from error
+        raise _refusal(error) from error
 
 
-def _refusal(error: RedisError) -> SinkRefused | SinkUnavailable:
-    text = str(error)
-    if "CLUSTERDOWN" in text or "TRYAGAIN" in text or "LOADING" in text:
-        return SinkUnavailable(f"Redis is not ready ({_short(error)}): it should recover by itself")
+def _refusal(error: RedisError) -> SinkRefused:
+    text = _short(error)
     hint = next((hint for kind, hint in _HINTS_BY_CLASS if isinstance(error, kind)), None)
     hint = hint or next((hint for mark, hint in _HINTS_BY_TEXT.items() if mark in text), None)
-    return SinkRefused(f"Redis refused: {hint}" if hint else f"Redis refused: {_short(error)}")
+    return SinkRefused(f"Redis refused: {hint}" if hint else f"Redis refused what was asked: {text}")
 
 
 def _short(error: BaseException) -> str:
-    """The end of a message: a pipeline's begins with the whole command, vectors and all."""
-    text = str(error) or type(error).__name__
-    return text if len(text) <= 200 else "… " + text[-200:]
+    """What Redis said, without the command that redis-py puts before it in a pipeline, vectors and all."""
+    text = (str(error) or type(error).__name__).rpartition("of pipeline caused error: ")[2]
+    return text if len(text) <= 300 else f"{text[:300]}…"
