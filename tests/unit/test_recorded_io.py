@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,6 +52,11 @@ def reopened(root: Path) -> CheckpointStore:
 
 def log_until(*versions: int) -> bytes:
     return b"".join(map(samples.chunk, versions))
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_real_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
 @pytest.fixture
