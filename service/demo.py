@@ -80,7 +80,8 @@ def run_demo(options: DemoOptions, console: Console) -> int:
         try:
             _Demo(options, console).run()
         except KeyboardInterrupt:
-            console.print(f"Stopped. `headwater demo --state-dir {options.state_dir}` goes on from here.", markup=False)
+            text = f"Stopped. `headwater demo --state-dir {options.state_dir}` goes on from here."
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
             return INTERRUPTED
         except EmbeddedUnavailable as error:
             raise HeadwaterError(f"{error}.") from error
@@ -212,6 +213,7 @@ class _Demo:
             f"\nTry: headwater recommend u7 -c {self.directory.config}",
             markup=False,
             highlight=False,
+            soft_wrap=True,
         )
         while True:
             daemon.check()
