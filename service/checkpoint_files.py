@@ -142,11 +142,12 @@ class CheckpointFiles:
         self._verified.add(version)
 
     def remove(self, version: int) -> None:
-        """Remove a version: renamed first, so that a crash never leaves half a checkpoint under a version's name."""
+        """Remove a version: renamed first, durably, so that no crash leaves half a checkpoint under its name."""
         final = self.layout.checkpoint(version)
         leftover = final.with_name(f"{REMOVED}{final.name}")
         shutil.rmtree(leftover, ignore_errors=True)
         os.rename(final, leftover)  # noqa: PTH104 - the recorder watches os
+        fsync_directory(final.parent)
         crash_point("prune.half")
         shutil.rmtree(leftover)
         self._verified.discard(version)

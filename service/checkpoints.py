@@ -16,7 +16,7 @@ import structlog
 
 from service.checkpoint_files import Checkpoint, CheckpointFiles, require_plain
 from service.crash_points import crash_point
-from service.durable import TEMPORARY_SUFFIX
+from service.durable import TEMPORARY_SUFFIX, fsync_directory
 from service.errors import CorruptCheckpoint, NoCheckpoint, StateError
 from service.manifest import CheckpointFacts, Manifest
 from service.phase_log import PhaseLine
@@ -177,6 +177,10 @@ class CheckpointStore:
     def sweep(self) -> list[str]:
         """Tidy up after a crash, once at start. Returns a sentence for each thing done, for the log."""
         done = []
+        # What a killed process renamed may be visible and yet not durable; what follows relies on it.
+        for directory in (self.layout.root, self.layout.checkpoints):
+            if directory.is_dir():
+                fsync_directory(directory)
         for path in self._files.leftovers():
             shutil.rmtree(path)
             crash_point("sweep.half")
