@@ -4,8 +4,8 @@
 
 Prints vectors a second through `RedisSink.write`, beside the same vectors by one plain HSET each (alone, and in
 pipelines), and the latency of a reader in another process: 50 items and a user a request, at rest and while versions
-are written one after another. Server, publisher and reader share this machine's cores; the CPU time that a vector costs the
-publisher and the server says what the rate is worth on a busy machine.
+are written one after another. Server, publisher and reader share this machine's cores; the CPU time that a vector
+costs the publisher and the server says what the rate is worth on a busy machine.
 """
 
 from __future__ import annotations
