@@ -35,6 +35,9 @@ Ints = NDArray[np.int64]
 
 BLOCK = 1024
 """New events between two refreshes of all contents, popularities and scales: a long phase learns as several short ones."""
+RESIDUAL_RATE = 1.0
+BIAS_RATE = 10.0
+"""How much faster a bias learns than a residual: it has the scores' own scale, not that of one of many coordinates."""
 INITIAL_SPREAD = 0.05
 """Standard deviation of a new item's residual; it is hidden until the item's first interaction."""
 
@@ -126,8 +129,8 @@ class Learner:
         if gradient_RD is None or bias_R is None:
             return float(step.loss.detach())
         rate, decay = self.train.learning_rate, self.train.weight_decay
-        self.residual.step(step.rows, gradient_RD, step.shown_R, rate=rate, decay=decay)
-        self.bias.step(step.rows, bias_R.unsqueeze(1), step.shown_R, rate=rate, decay=decay)
+        self.residual.step(step.rows, gradient_RD, step.shown_R, rate=RESIDUAL_RATE * rate, decay=decay)
+        self.bias.step(step.rows, bias_R.unsqueeze(1), step.shown_R, rate=BIAS_RATE * rate, decay=decay)
         if self.scorer.fusion is not None:
             self._send_to_encoders(step.rows, gradient_RD)
         self.optimizer.step()
@@ -185,7 +188,8 @@ class Learner:
 
     def _refresh(self, now: float) -> None:
         rows = np.arange(len(self.popularity))
-        self.features = self._features(rows, now)
+        features = self.popularity.features(rows, now - self.memory.announced)
+        self.features = torch.from_numpy(features).to(self.device)
         self.contents = catalogue.encode(self.scorer, self.memory.item_features, rows, self.device)
 
     def _finite(self) -> bool:

@@ -190,6 +190,11 @@ class Overlay:
         """Item rows whose id was forgotten."""
         return sorted(self._gone_items)
 
+    def published_vectors(self) -> Vectors:
+        """Published vectors (N, V) of all item rows, as of now; a copy."""
+        self._flush()
+        return self._gather(np.arange(self._size), self.snapshot.vectors_NV, self._published)
+
     def personal_vectors(self) -> Vectors:
         """Personal parts (N, D) of all item rows."""
         self._flush()
@@ -272,6 +277,8 @@ class Overlay:
     def _user_row(self, user_id: str) -> int:
         known = len(self._users)
         row = self._users.add(user_id)
+        if row == known:
+            self._log.add_user()
         if row == known and self.snapshot.spec.user_features:
             base = self._base(user_id)
             self._profiles.put(row, self.snapshot.user_features.get(base) if base >= 0 else {})
@@ -314,8 +321,10 @@ class Overlay:
         """Popularity of the items of these events, as of the last of them."""
         log = self._log.view(shared_tail=True)
         span = slice(positions.start, positions.stop)
-        touched = self._own_popularity().advance(log.item[span], log.weight[span] > 0)
-        self._refresh(touched, float(log.time[positions.stop - 1]))
+        popularity = self._own_popularity()
+        start = popularity.position - positions.start
+        touched = popularity.advance(log.item[span], log.weight[span] > 0)
+        self._refresh(touched, log.time[popularity.last[touched] - start])
 
     def _own_popularity(self) -> Popularity:
         if self._popularity is None:
@@ -332,16 +341,16 @@ class Overlay:
         content[known] += snapshot.residual[rows[known]]
         slots = self._slots(rows)  # may grow the tables
         self._personal.rows[slots] = content
-        now = max((self._announced.get(row, -np.inf) for row in rows.tolist()), default=0.0)
-        self._refresh(rows, max(now, snapshot.event_time or now))
+        announced = np.array([self._announced[row] for row in rows.tolist()])
+        self._refresh(rows, np.maximum(announced, -np.inf if snapshot.event_time is None else snapshot.event_time))
 
-    def _refresh(self, rows: Ints, now: float) -> None:
-        """Popularity features and published vectors of these rows."""
+    def _refresh(self, rows: Ints, now: NDArray[np.float64]) -> None:
+        """Popularity features and published vectors of these rows, as of right after their last events at `now` (R,)."""
         if len(rows) == 0:
             return
         slots = self._slots(rows)
         age_s = now - np.array([self._when_announced(row) for row in rows.tolist()])
-        self._features.rows[slots] = self._own_popularity().features(rows, age_s)
+        self._features.rows[slots] = self._own_popularity().features(rows, age_s, as_of_touch=True)
         self._published.rows[slots] = self.snapshot.item_matrix(
             self._personal.rows[slots], self._bias.rows[slots], self._features.rows[slots]
         )

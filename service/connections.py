@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import structlog
+
 from service.config import Config, read_secret
-from streams.events import EventDecoder
+from streams.events import EventDecoder, Record
+from streams.kafka_dead_letters import DeadLetterSink
 from streams.kafka_source import KafkaSource
 from streams.publisher import RedisSink
+
+log = structlog.get_logger(__name__)
 
 
 def event_decoder(config: Config) -> EventDecoder:
@@ -82,6 +87,40 @@ def kafka_source(
         security=kafka_security(config),
         request_timeout_s=timeout_s,
     )
+
+
+def dead_letters(config: Config, *, on_written: Callable[[], None] = lambda: None) -> DeadLetterSink | LoggedLetters:
+    """Where records go that cannot be used: the dead letter topic, or the log if none is configured."""
+    topic = config.kafka.dead_letter_topic
+    if not topic:
+        return LoggedLetters()
+    return DeadLetterSink(
+        bootstrap_servers=config.kafka.bootstrap_servers,
+        topic=topic,
+        security=kafka_security(config),
+        on_written=on_written,
+    )
+
+
+class LoggedLetters:
+    """No dead letter topic: what cannot be used is in the log, and stays in its own topic."""
+
+    def send(self, record: Record, reason: str, detail: str) -> None:
+        """Say where the record is and what is wrong with it."""
+        log.warning(
+            "a record cannot be used",
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            reason=reason,
+            detail=detail,
+        )
+
+    def flush(self) -> None:
+        """The log keeps nothing back."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 def redis_sink(config: Config) -> RedisSink:

@@ -14,6 +14,12 @@ from collections import Counter
 VARIABLE = "HEADWATER_CRASH_AT"
 
 POINTS: tuple[str, ...] = (
+    "phase.intended",
+    "phase.learned",
+    "phase.checkpointed",
+    "publish.half",
+    "flip.before",
+    "flip.after",
     "version.allotted",
     "intent.temporary",
     "intent.written",

@@ -103,6 +103,12 @@ class PhaseLog:
                 msgspec.structs.replace(line, published_at=at) if line.version == version else line for line in lines
             )
 
+    def timed(self, stages: Mapping[str, float]) -> None:
+        """Note how long every step of the newest phase took; its manifest, written before the last of them, cannot know."""
+        if self._last is not None:
+            self._last = msgspec.structs.replace(self._last, stages=dict(stages))
+            self._file.replace_last(self._last)
+
     def repair(self, lineage: Sequence[PhaseLine]) -> list[str]:
         """Make the log follow `lineage`, the kept checkpoints' lines: adds what is missing, drops what was undone.
 
@@ -137,6 +143,9 @@ def read_phase_lines(path: Path) -> list[PhaseLine]:
 
 
 def _same(logged: PhaseLine | None, saved: PhaseLine) -> bool:
-    return logged is not None and msgspec.structs.replace(logged, published_at=None) == msgspec.structs.replace(
-        saved, published_at=None
-    )
+    return logged is not None and _lasting(logged) == _lasting(saved)
+
+
+def _lasting(line: PhaseLine) -> PhaseLine:
+    """What of a line is known when the checkpoint is written."""
+    return msgspec.structs.replace(line, published_at=None, stages={})

@@ -1,0 +1,127 @@
+"""How well a snapshot predicts events it has not learned from: one figure an event, higher is better.
+
+Each event is seen with its user's history of strictly earlier times, and with popularity as of the first of them, which
+no event of the window has touched. Snapshots are compared on equal terms when they are built with the same `upto`.
+
+Shape suffixes: B events, N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.histories import Histories
+from models.popularity import HALF_LIVES, Popularity
+from models.ranking import gain, log_likelihood, ranks
+from models.serving import Snapshot
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+CHUNK = 256
+"""Events scored at once: with ten thousand items, ten megabytes of scores."""
+DECAYED = HALF_LIVES.index(3_000.0)
+"""The half-life of decayed popularity as a yardstick, in events."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Positions in the log that are worth predicting under the snapshots' objective, and what each yardstick needs
+    of them."""
+
+    positions: Ints
+    """Ascending; for `ranking` positives whose user had not had the item."""
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, positions: Ints) -> HeldOut:
+        """Those of `positions` that can be judged."""
+        log = snapshot.log
+        there = (log.user[positions] >= 0) & (log.item[positions] >= 0)
+        if snapshot.spec.objective == "rating":
+            there &= np.isfinite(log.value[positions])
+        elif snapshot.spec.objective == "click":
+            there &= log.weight[positions] != 0
+        else:
+            there &= log.weight[positions] > 0
+            first = {position: not _had_before(snapshot, int(position)) for position in positions[there]}
+            there &= np.array([first.get(position, False) for position in positions.tolist()], bool)
+        return cls(positions[there])
+
+    def users(self, snapshot: Snapshot) -> Ints:
+        """Whose event each is, (B,)."""
+        return snapshot.log.user[self.positions].astype(np.int64)
+
+    def by_model(self, snapshot: Snapshot) -> Floats:
+        """Gain of the snapshot's own scores, (B,)."""
+        parts = [
+            self._of_scores(snapshot, at, snapshot.scores(users, snapshot.vectors_NV))
+            for at, users in self._users(snapshot)
+        ]
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    def by_popularity(self, snapshot: Snapshot, half_life: int) -> Floats:
+        """Gain of ranking by the counts with `HALF_LIVES[half_life]`; for ratings and clicks, of the mean alone."""
+        if snapshot.spec.objective != "ranking":
+            return self._of_mean(snapshot)
+        counts = counts_now(snapshot.popularity, half_life)
+        parts = [self._of_scores(snapshot, at, np.tile(counts, (len(at), 1))) for at in _chunks(self.positions)]
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    def _users(self, snapshot: Snapshot) -> Iterator[tuple[Ints, NDArray[np.float32]]]:
+        log = snapshot.log
+        for at in _chunks(self.positions):
+            histories = Histories.from_log(log, log.before[at], snapshot.spec.history, until_B=log.time[at])
+            yield at, snapshot.user_matrix(histories, log.user[at].astype(np.int64))
+
+    def _of_scores(self, snapshot: Snapshot, at_B: Ints, scores_BN: NDArray[np.float32]) -> Floats:
+        log = snapshot.log
+        item_B = log.item[at_B].astype(np.int64)
+        objective = snapshot.spec.objective
+        if objective == "ranking":
+            candidates_BN = snapshot.announced[None, :] <= log.time[at_B][:, None]
+            for row, position in enumerate(at_B.tolist()):
+                candidates_BN[row, _items_before(snapshot, position)] = False
+            candidates_BN[np.arange(len(at_B)), item_B] = True
+            return gain(ranks(scores_BN, item_B, candidates_BN))
+        score_B = scores_BN[np.arange(len(at_B)), item_B].astype(np.float64)
+        if objective == "rating":
+            return -((score_B - log.value[at_B]) ** 2)
+        return log_likelihood(score_B, log.weight[at_B] > 0)
+
+    def _of_mean(self, snapshot: Snapshot) -> Floats:
+        log = snapshot.log
+        if snapshot.spec.objective == "rating":
+            return -((log.value[self.positions].astype(np.float64) - snapshot.values.mean) ** 2)
+        seen = log.weight[: self.positions[0]] if len(self.positions) else log.weight[:0]
+        rate = float(np.clip((seen > 0).mean() if len(seen) else 0.5, 1e-3, 1 - 1e-3))
+        logit = np.full(len(self.positions), np.log(rate / (1 - rate)))
+        return log_likelihood(logit, log.weight[self.positions] > 0)
+
+
+def counts_now(popularity: Popularity, half_life: int) -> NDArray[np.float32]:
+    """Each item's count with `HALF_LIVES[half_life]`, decayed to the newest event, (N,)."""
+    idle = np.where(popularity.last >= 0, popularity.position - popularity.last, 0)
+    return np.asarray(popularity.counts[:, half_life] * np.exp2(idle / -HALF_LIVES[half_life]), np.float32)
+
+
+def _chunks(positions: Ints) -> Iterator[Ints]:
+    for start in range(0, len(positions), CHUNK):
+        yield positions[start : start + CHUNK]
+
+
+def _items_before(snapshot: Snapshot, position: int) -> list[int]:
+    """Item rows that the event's user had at strictly earlier times."""
+    log, items, at = snapshot.log, [], int(snapshot.log.before[position])
+    while at >= 0:
+        if log.item[at] >= 0:
+            items.append(int(log.item[at]))
+        at = int(log.previous[at])
+    return items
+
+
+def _had_before(snapshot: Snapshot, position: int) -> bool:
+    return int(snapshot.log.item[position]) in _items_before(snapshot, position)

@@ -1,0 +1,244 @@
+"""The daemon: start up, let intake and learning run, shut down in order.
+
+Two threads with one owner for each state: intake polls, learning runs phases. HTTP has a third, and the main one
+waits for signals.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from queue import Queue
+from types import FrameType
+from typing import TypeVar
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from service.app import DaemonApp
+from service.arrivals import ClosedPhase
+from service.commands import CommandQueue
+from service.config import Config
+from service.connections import dead_letters, event_decoder, kafka_source, redis_sink
+from service.engine import Engine
+from service.errors import ConfigError
+from service.fast_path import FastPath
+from service.http import build_app
+from service.http_server import HttpServer
+from service.intake import Intake, Source
+from service.learning import Learning
+from service.live import Live
+from service.metrics import Metrics
+from service.patience import patiently
+from service.publication import Publisher
+from service.state_dir import StateDirectory
+from streams.sink_types import SinkUnavailable
+from streams.source_types import SourceUnavailable, TopicPartition
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+def run(config: Config, *, start: str | None = None, once: bool = False) -> int:
+    """Runs until a signal, or with `once` until what is in Kafka now is learned and published. Returns the exit
+    code."""
+    with ExitStack() as stack:
+        stopping = stack.enter_context(stop_on_signals())
+        state = stack.enter_context(StateDirectory.open(config.state_dir, config.namespace))
+        daemon = Daemon(config, state, stopping=stopping, start=start, once=once, stack=stack)
+        daemon.start()
+        daemon.wait()
+        daemon.shut_down()
+        return daemon.exit_code
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; the handlers before are put back."""
+    stopping = threading.Event()
+
+    def stop(signum: int, _frame: FrameType | None) -> None:
+        if stopping.is_set():  # asked twice: do not wait for the phase; a restart does it again
+            raise KeyboardInterrupt
+        log.info("stopping after the step under way", signal=signal.Signals(signum).name)
+        stopping.set()
+
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopping
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+class Daemon:
+    """Owns the threads; every resource it opens is closed by `stack`, last opened first."""
+
+    def __init__(
+        self,
+        config: Config,
+        state: StateDirectory,
+        *,
+        stopping: threading.Event,
+        start: str | None,
+        once: bool,
+        stack: ExitStack,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config
+        self.state = state
+        self.stopping = stopping
+        self.start_from = start
+        self.once = once
+        self.stack = stack
+        self.clock = clock
+        self.exit_code = 0
+        self.metrics = Metrics(CollectorRegistry())
+        self.live = Live()
+        self.commands = CommandQueue()
+        self._failure: BaseException | None = None
+
+    def start(self) -> None:
+        """Reaches Kafka and Redis, restores the last checkpoint, and starts the threads."""
+        config, metrics = self.config, self.metrics
+        engine = Engine(config=config, state=self.state, metrics=metrics, clock=self.clock)
+        source = kafka_source(config)
+        self.stack.callback(source.close)
+        sink = redis_sink(config)
+        self.stack.callback(sink.close)
+        self.fast_path = FastPath(live=self.live, sink=sink, metrics=metrics, clock=self.clock)
+        publisher = Publisher(
+            sink=sink,
+            live=self.live,
+            fast_path=self.fast_path,
+            store=engine.store,
+            config=config.publish,
+            metrics=metrics,
+            clock=self.clock,
+            writer=self.state.identity.state_id,
+        )
+        engine.publisher = publisher
+        self.learning = Learning(
+            engine=engine, publisher=publisher, fast_path=self.fast_path, commands=self.commands, stopping=self.stopping
+        )
+        # HTTP first: while servers are waited for, /healthz answers and /readyz says what is missing.
+        self.app = DaemonApp(
+            config=config,
+            engine=engine,
+            live=self.live,
+            learning=self.learning,
+            commands=self.commands,
+            clock=self.clock,
+        )
+        http = HttpServer(
+            build_app(self.app, metrics, namespace=config.namespace, token_file=config.http.token_file),
+            config.http,
+            address_file=self.state.path / "http.json",
+        )
+        self.stack.enter_context(http)
+        log.info("listening", address="http://{}:{}".format(*http.address))
+
+        positions = self._patient("kafka", lambda: self._positions(engine, source), SourceUnavailable)
+        self._patient("redis", publisher.claim, SinkUnavailable)
+        interrupted = engine.interrupted()
+        letters = dead_letters(config, on_written=metrics.dead_letters.inc)
+        self.stack.callback(letters.close)
+        phases: Queue[ClosedPhase] = Queue(maxsize=1)
+        self.intake = Intake(
+            config=config,
+            source=source,
+            decoder=event_decoder(config),
+            fast_path=self.fast_path,
+            dead_letters=letters,
+            phases=phases,
+            metrics=metrics,
+            clock=self.clock,
+            positions=positions,
+            maxima=engine.maxima,
+            resume_to=None if interrupted is None else interrupted.end,
+            stop_at=source.end() if self.once else None,
+        )
+        self.learning.connect(self.intake, phases, letters, interrupted)
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(body,), name=name, daemon=True)
+            for name, body in (("learning", self.learning.run), ("intake", self.intake.run))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self) -> None:
+        """Until a signal, a failure of a thread, or the end of `--once`."""
+        while not self.stopping.wait(0.2):
+            if self.once and self.learning.idle_after(self.intake.finished):
+                return
+
+    def shut_down(self) -> None:
+        """Stops the threads in the order in which they feed each other. Raises what made a thread fail."""
+        # 1. Intake, so that no phase begins any more.
+        self.intake.stop()
+        # 2. Learning, which finishes the phase under way: nothing depends on it, but the next start has less to do.
+        self.stopping.set()
+        for thread in reversed(self._threads):
+            thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _guarded(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it again, as the program's end
+            self._failure = self._failure or error
+            self.intake.stop()
+            self.stopping.set()
+
+    def _patient(self, what: str, body: Callable[[], T], *errors: type[Exception]) -> T:
+        if self.once:
+            return body()
+        return patiently(what, *errors, stopping=self.stopping)(body)
+
+    def _positions(self, engine: Engine, source: Source) -> dict[TopicPartition, int]:
+        """Where to read on: the checkpoint's offsets, else the beginning or what `--from` says."""
+        identity = source.identity()
+        self.state.bind(identity.cluster_id, identity.topic_ids)
+        beginning = source.beginning()
+        known = {(topic, p): offset for topic, ps in engine.offsets.items() for p, offset in ps.items()}
+        if known and self.start_from is not None and not engine.is_backfill:
+            raise ConfigError(
+                "--from is only for a state directory without a checkpoint.",
+                hint="This one goes on from its own offsets; leave --from out, or choose another state_dir.",
+            )
+        if engine.is_backfill:
+            if self.start_from is None:
+                raise ConfigError(
+                    "This state directory was filled by `replay`, which knows no Kafka offsets.",
+                    hint="Say where to go on: `headwater run --from TIME` with the end of the replayed files.",
+                )
+            known = {}
+        positions = {**beginning, **{tp: offset for tp, offset in known.items() if tp in beginning}}
+        if self.start_from is not None:
+            positions |= {
+                tp: offset
+                for tp, offset in _start(source, self.start_from).items()
+                if tp[0] == self.config.kafka.interactions_topic
+            }
+        return positions
+
+
+def _start(source: Source, start: str) -> Mapping[TopicPartition, int]:
+    if start == "earliest":
+        return source.beginning()
+    if start == "latest":
+        return source.end()
+    try:
+        at = datetime.fromisoformat(start)
+    except ValueError:
+        raise ConfigError(
+            f"--from {start} is no time.", hint="Say earliest, latest, or a time like 2026-01-02T03:04:05Z."
+        ) from None
+    if at.tzinfo is None:
+        raise ConfigError(f"--from {start} has no time zone.", hint="Add one, for example a final Z for UTC.")
+    return source.offsets_at(at.timestamp())

@@ -1,0 +1,422 @@
+"""Everything that learning owns, and each step of `run_phase` upon it.
+
+One thread uses an engine: learning's, or that of a verb run without a daemon. What it shares with intake and HTTP
+goes through `Live`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+import torch
+
+from models.memory import EventBatch
+from models.serving import Snapshot
+from service.arrivals import Arrival, ClosedPhase, Offsets, event_batch, interactions_of
+from service.checkpoints import CheckpointStore
+from service.config import Config, config_digest
+from service.dedupe import SEGMENT, Deduplicator
+from service.errors import HeadwaterError
+from service.hold import Hold
+from service.intent import Intent, IntentFile
+from service.manifest import CheckpointFacts, Manifest
+from service.metrics import Metrics
+from service.phase_log import Decision, PhaseLine, PhaseLog
+from service.prequential import CHUNK, measure
+from service.promotion import Verdict
+from service.publication import PublicationError, Publisher
+from service.state_dir import StateDirectory
+from service.tombstones import Tombstone, Tombstones
+from service.trainer import Attempt, Trainer, training_threads
+from streams.events import Item, User
+from streams.sink_types import SinkUnavailable
+from streams.source_types import TopicPartition
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(kw_only=True)
+class Collected:
+    """A phase's interactions in the order that counts, without duplicates."""
+
+    batch: EventBatch
+    event_ids: list[str | None]
+    duplicates: int
+    late: int
+    content: list[Arrival]
+    """Item and user events in the order of their offsets."""
+
+
+class Engine:
+    """Opened on a state directory, it is where the last checkpoint left off."""
+
+    def __init__(self, *, config: Config, state: StateDirectory, metrics: Metrics, clock: Callable[[], float]) -> None:
+        self.config = config
+        torch.set_num_threads(training_threads(config.train))  # also for what is computed between phases
+        self.state = state
+        self.metrics = metrics
+        self.clock = clock
+        self.store = CheckpointStore(state.path, keep_versions=config.publish.keep_versions)
+        self.intents = IntentFile(state.layout.intent)
+        self.tombstones = Tombstones(state.layout.tombstones)
+        self.hold = Hold(state.path)
+        self.publisher: Publisher | None = None
+        """None where nothing is published: replay."""
+        self.on_learned: Callable[[Offsets], None] = _nobody
+        """Told the offsets of each phase once they are in a checkpoint."""
+        self.unpublished = False
+        """The champion is not in Redis yet: it was away."""
+        self.evaluation_chunk = CHUNK
+        self.headline = (f"recall_at_{config.evaluate.k}", f"ndcg_at_{config.evaluate.k}")
+        self._open()
+
+    def _open(self) -> None:
+        for sentence in self.store.sweep():
+            log.warning("tidied up after a crash", what=sentence)
+        self.parent = self.store.latest()
+        self.phase_log = PhaseLog(self.state.layout.phases)
+        for sentence in [*self.phase_log.problems, *self.phase_log.repair(self.store.phase_lines())]:
+            log.warning("phases.jsonl was mended", what=sentence)
+        if self.parent is None:
+            self.manifest: Manifest | None = None
+            self.maxima: dict[TopicPartition, float] = {}
+            self.trainer = Trainer.fresh(self.config)
+            self.dedupe = Deduplicator(capacity=self.config.events.dedupe_events)
+        else:
+            self._restore(self.parent)
+        self.parent_snapshot = self.trainer.snapshot(version=self.parent or 0)
+
+    def _restore(self, version: int) -> None:
+        checkpoint = self.store.load(version)
+        self.manifest = checkpoint.manifest
+        self.maxima = {(topic, partition): at for topic, partition, at in checkpoint.state["maxima"]}
+        segments: dict[str, Any] = dict(checkpoint.segments)
+        event_ids = segments.pop(SEGMENT, ())
+        champion = self.store.champion()
+        champion_state = None if champion is None else self.store.load(champion).state["trainer"]
+        self.trainer = Trainer.restore(self.config, checkpoint.state["trainer"], segments, champion_state)
+        for kind, forget in (("items", self.trainer.memory.forget_item), ("users", self.trainer.memory.forget_user)):
+            for one in self.tombstones.pending(kind, checkpoint.manifest):  # type: ignore[arg-type]
+                forget(one)
+        self.dedupe = Deduplicator.restore(event_ids, capacity=self.config.events.dedupe_events)
+
+    # What learning resumes from
+
+    @property
+    def offsets(self) -> Offsets:
+        """Next offsets to read, of the last checkpoint."""
+        return {} if self.manifest is None else self.manifest.offsets
+
+    @property
+    def watermark(self) -> float | None:
+        """Event time that the last checkpoint has reached."""
+        return None if self.manifest is None else self.manifest.watermark
+
+    @property
+    def phase(self) -> int:
+        """Number of the next phase."""
+        return 1 if self.phase_log.last is None else self.phase_log.last.phase + 1
+
+    @property
+    def is_backfill(self) -> bool:
+        """Whether the last checkpoint came from files: its offsets say nothing about Kafka's."""
+        return self.manifest is not None and self.manifest.cluster_id is None
+
+    def interrupted(self) -> Intent | None:
+        """The intent of a phase that a crash cut short, to be carried out again."""
+        intent = self.intents.read(self.parent)
+        if intent is None:
+            return None
+        version = self.store.reserve(intent.version)
+        return intent if version == intent.version else self.intents.with_version(intent, version)
+
+    # 1. Collect
+
+    def intend(self, phase: ClosedPhase) -> Intent:
+        """Decides all that is not in the records, and writes it ahead."""
+        intent = Intent(
+            parent=self.parent,
+            phase=self.phase,
+            version=self.store.allot(0 if self.publisher is None else self.publisher.least_version()),
+            start=_plain(phase.start),
+            end=_plain(phase.end),
+            now=phase.closed_at,
+            opened_at=phase.opened_at,
+            watermark=phase.watermark,
+            replay_ratio=self.config.train.replay_ratio,
+            threads=training_threads(self.config.train),
+            gate="hold" if self.config.promotion.mode == "hold" or self.hold.held else "auto",
+        )
+        self.intents.write(intent)
+        return intent
+
+    def collect(self, phase: ClosedPhase, intent: Intent) -> Collected:
+        """Order, duplicates and lateness: decided by event time and offsets alone."""
+        ordered = phase.ordered()
+        interactions = interactions_of(ordered)
+        repeated = self.dedupe.duplicates([event.event_id for event in interactions])
+        kept = [event for event, again in zip(interactions, repeated, strict=True) if not again]
+        batch = event_batch(kept)
+        bound = None if self.watermark is None else self.watermark - self.config.phase.allowed_lateness_s
+        content = sorted([*phase.items, *phase.users], key=lambda a: (a.topic, a.partition, a.offset))
+        assert intent.end == phase.end, "a resumed phase ends where its intent says"
+        return Collected(
+            batch=batch,
+            event_ids=[event.event_id for event in kept],
+            duplicates=int(repeated.sum()),
+            late=0 if bound is None else int((batch.times < bound).sum()),
+            content=content,
+        )
+
+    # 2. Evaluate
+
+    def evaluate(self, collected: Collected, intent: Intent) -> dict[str, float]:
+        """How the parent ranks events it has not seen, each with what was known just before it."""
+        return measure(
+            self.parent_snapshot,
+            collected.batch,
+            content=collected.content,
+            k=self.config.evaluate.k,
+            most=self.config.evaluate.max_per_phase,
+            seed=(self.config.seed, intent.phase),
+            chunk=self.evaluation_chunk,
+        )
+
+    # 3. Learn
+
+    def learn(self, collected: Collected, intent: Intent) -> Attempt:
+        """Remembers the phase and fine-tunes on it; the parent's weights are kept until the judge has spoken."""
+        self._apply_content(collected.content)
+        self._event_id_chunk = self.dedupe.remember(collected.event_ids)
+        positions = self.trainer.memory.append(collected.batch)
+        return self.trainer.learn(positions, replay_ratio=intent.replay_ratio, threads=intent.threads)
+
+    def _apply_content(self, content: list[Arrival]) -> None:
+        memory = self.trainer.memory
+        self._forgot = False
+        stones = []
+        for arrival in content:
+            event = arrival.event
+            assert isinstance(event, Item | User)
+            if isinstance(event, Item) and not event.deleted:
+                attributes = event.attributes if event.text is None else {"text": event.text, **event.attributes}
+                memory.announce(event.item_id, arrival.time, event.features, attributes)
+            elif isinstance(event, User) and not event.deleted:
+                memory.enrol(event.user_id, arrival.time, event.features)
+            else:
+                kind, one = ("items", event.item_id) if isinstance(event, Item) else ("users", event.user_id)
+                stones.append(
+                    Tombstone(
+                        kind=kind,  # type: ignore[arg-type]
+                        id=one,
+                        time=arrival.timestamp_s,
+                        topic=arrival.topic,
+                        partition=arrival.partition,
+                        offset=arrival.offset,
+                        cluster_id=self.state.identity.cluster_id,
+                    )
+                )
+                (memory.forget_item if kind == "items" else memory.forget_user)(one)
+        if stones:
+            self.tombstones.add(stones)
+            self._forgot = True
+
+    # 4. Judge
+
+    def judge(self, attempt: Attempt, intent: Intent) -> Verdict | None:
+        """What the gate says; None for a phase in which nothing was learned."""
+        return self.trainer.judge(attempt, hold=intent.gate == "hold")
+
+    # 5. Checkpoint
+
+    def checkpoint(
+        self,
+        phase: ClosedPhase,
+        collected: Collected,
+        measured: Mapping[str, float],
+        attempt: Attempt,
+        verdict: Verdict | None,
+        intent: Intent,
+        stages: Mapping[str, float],
+    ) -> PhaseLine:
+        """Saves what was decided, offsets and weights together, and makes it what learning resumes from."""
+        topic = self.config.kafka.interactions_topic
+        decision: Decision = "empty" if verdict is None else verdict.decision
+        line = PhaseLine(
+            phase=intent.phase,
+            version=intent.version,
+            decision=decision,
+            reason="No new interactions; offsets and content are kept." if verdict is None else verdict.reason,
+            start=intent.start,
+            end=intent.end,
+            events=len(collected.batch),
+            duplicates=collected.duplicates,
+            rejected=phase.rejected,
+            skipped=phase.skipped(topic),
+            lost=phase.lost,
+            late=collected.late,
+            items=len(phase.items),
+            users=len(phase.users),
+            watermark=intent.watermark if intent.watermark is not None else self.watermark,
+            opened_at=intent.opened_at,
+            closed_at=intent.now,
+            metrics={**measured, **attempt.metrics, **({} if verdict is None else verdict.metrics)},
+            stages=dict(stages),
+        )
+        self._save(line, phase.maxima, refused=decision in ("refused", "empty"))
+        self._count(line, verdict)
+        return line
+
+    def _save(self, line: PhaseLine, maxima: Mapping[TopicPartition, float], *, refused: bool) -> None:
+        assert line.version is not None
+        memory = self.trainer.memory
+        rewrite = None
+        segments = {SEGMENT: self._event_id_chunk}
+        if self._forgot:
+            # What was deleted must not stay on disk: a new generation without it replaces the old one.
+            rewrite = memory.rewrite()
+            rewrite[SEGMENT] = self.dedupe.dump()
+            segments = {}
+        else:
+            segments |= memory.drain()
+        facts = CheckpointFacts(
+            created_at=self.clock(),
+            decision=line.decision,
+            reason=line.reason,
+            offsets=line.end,
+            cluster_id=self.state.identity.cluster_id,
+            topic_ids=self.state.identity.topic_ids,
+            config_digest=config_digest(self.config),
+            spec={"model": _jsonable(self.config.model), "train": _jsonable(self.config.train)},
+            metrics=line.metrics,
+            watermark=line.watermark,
+            line=line,
+            weights_of=self.parent if refused else None,
+        )
+        self.manifest = self.store.save(
+            line.version,
+            facts=facts,
+            parent=self.parent,
+            state={"trainer": self.trainer.state_dict(), "maxima": [[*tp, at] for tp, at in maxima.items()]},
+            segments=segments,
+            rewrite=rewrite,
+        )
+        self.parent = line.version
+        self.maxima = dict(maxima)
+        self.phase_log.append(line)
+
+    # 6. Load back
+
+    def load_back(self, line: PhaseLine) -> Snapshot:
+        """A serving snapshot from the saved file, checked against the weights in memory."""
+        assert line.version is not None
+        saved = self.store.load(line.version).state["trainer"]
+        self.parent_snapshot = self.trainer.snapshot(version=line.version, state=saved)
+        if not self.trainer.agrees_with(self.parent_snapshot):
+            raise HeadwaterError(
+                f"Version {line.version} scores differently after it was loaded back from disk.",
+                hint="The disk or the memory of this machine is at fault; the served version stays.",
+            )
+        if line.decision == "promoted":
+            self.trainer.crown(saved)
+        return self.parent_snapshot
+
+    # 7. Publish, 8. swap
+
+    def publish(self, snapshot: Snapshot, learned: Offsets, event_time: float | None) -> None:
+        """Puts `snapshot` in front of readers, or, with Redis away, remembers that it has to be."""
+        if self.publisher is None:
+            self.store.set_champion(snapshot.version)
+            return
+        try:
+            at = self.publisher.publish(snapshot, learned=learned, event_time=event_time)
+        except (SinkUnavailable, PublicationError) as error:
+            self.store.set_champion(snapshot.version)
+            self.unpublished = True
+            log.warning("the new version is not published yet", version=snapshot.version, error=str(error))
+            return
+        self.unpublished = False
+        self.phase_log.published(snapshot.version, at)
+        self.metrics.champion_version.set(snapshot.version)
+
+    def publish_champion(self, version: int) -> None:
+        """Publishes the champion on disk, which readers do not have yet. Raises SinkUnavailable."""
+        assert self.publisher is not None
+        at = self.publisher.publish(
+            self.champion_snapshot(version), learned=self.offsets, event_time=self.watermark, champion=False
+        )
+        self.unpublished = False
+        self.phase_log.published(version, at)
+
+    def serve_published(self, version: int) -> None:
+        """The champion is in Redis already, from before a restart: take it up, with what has come since."""
+        assert self.publisher is not None
+        self.unpublished = False
+        current = self.publisher.live.current
+        if current is None or current.version != version:
+            self.publisher.adopt(self.champion_snapshot(version), self.offsets)
+
+    def champion_snapshot(self, version: int) -> Snapshot:
+        """The served version's weights over today's catalogue and histories."""
+        return self.trainer.snapshot(version=version, state=self.store.load(version).state["trainer"])
+
+    def go_on_from(self, manifest: Manifest, state: dict[str, Any]) -> None:
+        """Learning resumes from a checkpoint made by hand (`rollback --relearn`)."""
+        self.trainer.load_state_dict(state)
+        self.manifest = manifest
+        self.parent = manifest.version
+        self.parent_snapshot = self.trainer.snapshot(version=manifest.version)
+
+    # 9. Commit
+
+    def finish(self, line: PhaseLine, intent: Intent, stages: Mapping[str, float]) -> None:
+        """Lets go of what the phase no longer needs."""
+        self.on_learned(intent.end)
+        removed = self.store.prune()
+        if removed:
+            log.debug("old versions removed", versions=removed)
+        self.tombstones.complete(self.store.versions())
+        self.phase_log.timed(stages)
+        for stage, seconds in stages.items():
+            self.metrics.phase_stage_seconds.labels(stage=stage).observe(seconds)
+        self.metrics.phase_seconds.observe(sum(stages.values()))
+        self.metrics.version.set(line.version or 0)
+
+    def _count(self, line: PhaseLine, verdict: Verdict | None) -> None:
+        metrics = self.metrics
+        metrics.events.inc(line.events)
+        metrics.duplicates.inc(line.duplicates)
+        metrics.late.inc(line.late)
+        metrics.skipped.inc(line.skipped)
+        metrics.phases.labels(decision=line.decision).inc()
+        if verdict is not None and verdict.decision == "refused":
+            metrics.refusals.labels(reason=verdict.slug).inc()
+        if line.watermark is not None:
+            metrics.watermark_timestamp_seconds.set(line.watermark)
+        metrics.catalogue_items.set(self.trainer.memory.n_items)
+        metrics.known_users.set(self.trainer.memory.n_users)
+        for name, value in line.metrics.items():
+            if value is None:
+                continue
+            if name.startswith("gate_"):
+                continue
+            metrics.prequential.labels(metric=name).set(value)
+        for who in ("candidate", "champion", "popularity", "decayed_popularity"):
+            value = line.metrics.get(f"gate_{who}")
+            if value is not None:
+                metrics.quality.labels(metric="gate", who=who).set(value)
+
+
+def _nobody(_learned: Offsets) -> None:
+    """No intake listens: replay, and verbs without a daemon."""
+
+
+def _plain(offsets: Offsets) -> dict[str, dict[int, int]]:
+    return {topic: dict(partitions) for topic, partitions in offsets.items()}
+
+
+def _jsonable(spec: Any) -> dict[str, Any]:
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in asdict(spec).items()}

@@ -1,0 +1,174 @@
+"""Changing what is served by hand, or to mend Redis: an earlier version's weights over today's catalogue, as a new
+version.
+
+Offsets never go back: the new version is for serving, and learning goes on from its own latest checkpoint (but for
+`--relearn`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import structlog
+
+from service.engine import Engine
+from service.errors import CommandRefused
+from service.manifest import CheckpointFacts, Manifest
+
+log = structlog.get_logger(__name__)
+
+
+def carry_out(engine: Engine, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """One verb, on the thread that owns `engine`. Raises CommandRefused or NoCheckpoint with nothing changed."""
+    dry_run = bool(args.get("dry_run", False))
+    if name == "rollback":
+        return rollback(engine, to=args.get("to"), relearn=bool(args.get("relearn", False)), dry_run=dry_run)
+    if name == "promote":
+        return promote(engine, version=int(args["version"]), dry_run=dry_run)
+    if name == "pause":
+        return pause(engine, dry_run=dry_run)
+    if name == "resume":
+        return resume(engine, dry_run=dry_run)
+    raise CommandRefused(f"{name!r} is no verb.", hint="There are rollback, promote, pause and resume.")
+
+
+def rollback(engine: Engine, *, to: int | None, relearn: bool, dry_run: bool) -> dict[str, Any]:
+    """Serves version `to` again (None: the one served before this), and holds promotion until told otherwise."""
+    champion = _champion(engine)
+    target = _before(engine, champion) if to is None else engine.store.manifest(to).version
+    if target == champion:
+        raise CommandRefused(
+            f"Version {target} is the one that is served.", hint="See `headwater versions` for others."
+        )
+    said = {
+        "verb": "rollback",
+        "from": champion,
+        "to": target,
+        "relearn": relearn,
+        "promotion": "held",
+        "dry_run": dry_run,
+    }
+    if dry_run:
+        return said
+    engine.hold.set(f"rolled back from version {champion} to {target}")
+    version = serve_again(
+        engine, target, reason=f"Rolled back by hand to version {target}.", rolled_back=True, relearn=relearn
+    )
+    return {**said, "version": version, "published": not engine.unpublished}
+
+
+def promote(engine: Engine, *, version: int, dry_run: bool) -> dict[str, Any]:
+    """Serves `version`, whatever the judge said of it, and lets promotion go on."""
+    target = engine.store.manifest(version).version
+    said = {"verb": "promote", "from": engine.store.champion(), "to": target, "promotion": "on", "dry_run": dry_run}
+    if dry_run:
+        return said
+    new = serve_again(engine, target, reason=f"Promoted by hand from version {target}.")
+    engine.hold.release()
+    return {**said, "version": new, "published": not engine.unpublished}
+
+
+def pause(engine: Engine, *, dry_run: bool) -> dict[str, Any]:
+    """Holds promotion from the next phase on; learning goes on."""
+    if not dry_run:
+        engine.hold.set("paused by hand")
+    return {"verb": "pause", "promotion": "held", "dry_run": dry_run}
+
+
+def resume(engine: Engine, *, dry_run: bool) -> dict[str, Any]:
+    """Lets candidates that pass be promoted again."""
+    if not dry_run:
+        engine.hold.release()
+    return {"verb": "resume", "promotion": "on", "dry_run": dry_run}
+
+
+def serve_again(engine: Engine, target: int, *, reason: str, rolled_back: bool = False, relearn: bool = False) -> int:
+    """Saves and publishes the weights of `target` over today's catalogue, histories and deletions; returns the new
+    version."""
+    assert engine.parent is not None
+    assert engine.manifest is not None
+    latest = engine.manifest
+    state = engine.store.load(target).state
+    trainer_state = engine.trainer.with_weights_of(state["trainer"])
+    version = engine.store.allot(1 if engine.publisher is None else engine.publisher.least_version())
+    facts = CheckpointFacts(
+        created_at=engine.clock(),
+        decision="promoted",
+        reason=reason,
+        weights_of=target,
+        rolled_back=rolled_back,
+        **_of_today(latest),
+    )
+    manifest = engine.store.save(
+        version,
+        facts=facts,
+        parent=engine.parent,
+        state={"trainer": trainer_state, "maxima": [[*tp, at] for tp, at in engine.maxima.items()]},
+        resumable=relearn,
+    )
+    engine.trainer.crown(trainer_state)
+    if relearn:
+        engine.go_on_from(manifest, trainer_state)
+    snapshot = engine.trainer.snapshot(version=version, state=trainer_state)
+    engine.publish(snapshot, latest.offsets, latest.watermark)
+    log.info("serving an earlier version's weights", version=version, weights_of=target, reason=reason)
+    return version
+
+
+def reconcile(engine: Engine) -> str | None:
+    """Makes Redis hold what the disk says is served: disk is truth, Redis is derived. Returns what was done, if
+    anything.
+
+    Raises SinkUnavailable if Redis is away.
+    """
+    publisher = engine.publisher
+    champion = engine.store.champion()
+    if publisher is None or champion is None:
+        return None
+    pointer = publisher.sink.pointer()
+    if pointer is not None and pointer.version == champion and pointer.writer == publisher.writer:
+        counts = {kind: publisher.sink.count(champion, kind) for kind in ("items", "users")}
+        # The fast path adds and deletes, so only a clear shortfall tells of lost keys.
+        if (
+            counts["items"] >= pointer.items * 0.99
+            and counts["users"] >= pointer.users * 0.99
+            and publisher.head_there(champion)
+        ):
+            engine.serve_published(champion)
+            return None
+        serve_again(engine, champion, reason=f"Redis had lost vectors of version {champion}.")
+        return f"Redis had lost vectors of version {champion}; they were published again."
+    if pointer is not None and pointer.version > champion:
+        serve_again(
+            engine, champion, reason=f"The namespace was at version {pointer.version} of another state directory."
+        )
+        return (
+            f"the pointer was at version {pointer.version}, not ours; took it over with version {champion}'s weights."
+        )
+    engine.publish_champion(champion)
+    return f"version {champion} was not in Redis yet; published it."
+
+
+def _of_today(latest: Manifest) -> dict[str, Any]:
+    kept = ("offsets", "cluster_id", "topic_ids", "config_digest", "spec", "watermark")
+    return {name: getattr(msgspec.structs.replace(latest), name) for name in kept}
+
+
+def _champion(engine: Engine) -> int:
+    champion = engine.store.champion()
+    if champion is None:
+        raise CommandRefused("No version is served yet.", hint="Wait for the first phase.")
+    return champion
+
+
+def _before(engine: Engine, champion: int) -> int:
+    """The version served before the champion: what went live last among the older ones, other weights than today's."""
+    manifests = {manifest.version: manifest for manifest in engine.store.versions()}
+    served = manifests.get(champion)
+    weights = champion if served is None or served.weights_of is None else served.weights_of
+    older = [v for v, m in manifests.items() if v < weights and m.decision == "promoted" and m.weights_of is None]
+    if not older:
+        raise CommandRefused("There is no earlier version to go back to.", hint="See `headwater versions`.")
+    return max(older)

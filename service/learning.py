@@ -1,0 +1,127 @@
+"""Learning: the thread that runs phases one after another, and between them carries out verbs and mends Redis."""
+
+from __future__ import annotations
+
+import threading
+from queue import Empty, Queue
+
+import structlog
+
+from service.arrivals import ClosedPhase, Offsets
+from service.commands import CommandQueue
+from service.engine import Engine
+from service.errors import HeadwaterError
+from service.fast_path import FastPath
+from service.intake import DeadLetters, Intake
+from service.intent import Intent
+from service.interventions import carry_out, reconcile
+from service.phase import run_phase
+from service.publication import PublicationError, Publisher
+from streams.sink_types import SinkUnavailable
+
+log = structlog.get_logger(__name__)
+
+TURN_S = 0.1
+"""Longest wait for a phase before verbs and Redis are looked after."""
+MEND_S = 2.0
+"""How often a Redis that was away is tried."""
+WATCH_S = 5.0
+"""How often it is checked that no other daemon has claimed the namespace, and that Redis has kept what it was given."""
+
+
+class Learning:
+    """Takes closed phases from intake's queue. It alone uses the engine."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        publisher: Publisher,
+        fast_path: FastPath,
+        commands: CommandQueue,
+        stopping: threading.Event,
+    ) -> None:
+        self._engine = engine
+        self._publisher = publisher
+        self._fast_path = fast_path
+        self._commands = commands
+        self._stopping = stopping
+        self._busy = threading.Event()
+        self._reconciled = False
+        self._watched = 0.0
+        self._mended = 0.0
+        self.redis_trouble = ""
+        """Why the served version is not in Redis, for `/readyz`; empty if it is."""
+
+    def connect(
+        self, intake: Intake, phases: Queue[ClosedPhase], letters: DeadLetters, interrupted: Intent | None
+    ) -> None:
+        """What it takes phases from, once Kafka is there; `interrupted` is carried out before any other phase."""
+        self._intake = intake
+        self._phases = phases
+        self._letters = letters
+        self._interrupted = interrupted
+        self._engine.on_learned = self._learned
+
+    def idle_after(self, finished: threading.Event) -> bool:
+        """Whether, `finished` being set, there is nothing left to learn or publish."""
+        return finished.is_set() and self._phases.empty() and not self._busy.is_set() and not self._engine.unpublished
+
+    def run(self) -> None:
+        """Runs phases until stopped; the one under way is finished."""
+        while not self._stopping.is_set():
+            self._look_after_redis()
+            self._carry_out_verbs()
+            self._busy.set()  # before the queue is emptied, so that `idle_after` never sees neither
+            try:
+                phase = self._phases.get(timeout=TURN_S)
+            except Empty:
+                self._busy.clear()
+                continue
+            try:
+                self._run_phase(phase)
+            finally:
+                self._busy.clear()
+
+    def _run_phase(self, phase: ClosedPhase) -> None:
+        # Dead letters are on the broker before the offsets that pass them are in a checkpoint.
+        self._letters.flush()
+        interrupted, self._interrupted = self._interrupted, None
+        run_phase(phase, self._engine, resumed=interrupted if phase.closed_by == "resumed" else None)
+
+    def _learned(self, learned: Offsets) -> None:
+        self._fast_path.forget(learned)
+        self._intake.commit(learned)
+
+    def _carry_out_verbs(self) -> None:
+        while (command := self._commands.next()) is not None:
+            try:
+                command.answer.set_result(carry_out(self._engine, command.name, command.args))
+            except HeadwaterError as error:
+                command.answer.set_exception(error)
+
+    def _look_after_redis(self) -> None:
+        """At start, after an absence, and every so often: what the disk says is served is in Redis."""
+        now = self._engine.clock()
+        lost = self._fast_path.sink_lost or self._engine.unpublished or not self._reconciled
+        if now - (self._mended if lost else self._watched) < (MEND_S if lost else WATCH_S):
+            return
+        self._mended = self._watched = now
+        try:
+            if not self._publisher.sink.still_mine():
+                raise HeadwaterError(
+                    "Another daemon has taken this namespace over, so this one stops.",
+                    hint="Run one daemon for each namespace; give this one a namespace and state_dir of its own.",
+                )
+            done = reconcile(self._engine)
+            if self._fast_path.sink_lost:
+                self._fast_path.rewrite()
+        except (SinkUnavailable, PublicationError) as error:
+            self.redis_trouble = str(error)
+            self._engine.metrics.redis_up.set(0)
+            return
+        self._reconciled = True
+        self.redis_trouble = ""
+        self._engine.metrics.redis_up.set(1)
+        if done:
+            log.warning("redis was behind the disk", done=done)

@@ -1,0 +1,158 @@
+"""The one thing that intake, learning and HTTP share: which version is served, and what has come since.
+
+A `Serving` is an immutable snapshot with its overlay. `Live` holds the current one and, while the next version is being
+published, that one as well. Whoever reads or changes an overlay, flips the pointer or swaps the reference holds
+`Live.lock`: this is what makes flip and swap one critical section for the fast path.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.overlay import Overlay
+from models.serving import Snapshot
+from service.arrivals import Arrival, event_batch
+from streams.events import Interaction, Item, User
+from streams.redis_keys import Pointer
+
+Kind = Literal["items", "users"]
+
+
+class VectorSink(Protocol):
+    """Where versions are published: Redis, or memory. Raises SinkUnavailable while it cannot be reached."""
+
+    def claim(self) -> int: ...
+    def still_mine(self) -> bool: ...
+    def pointer(self) -> Pointer | None: ...
+    def write(self, version: int, kind: Kind, ids: Sequence[str], vectors: NDArray[np.float32]) -> None: ...
+    def delete(self, version: int, kind: Kind, ids: Sequence[str]) -> None: ...
+    def write_head(self, version: int, head: bytes) -> None: ...
+    def read_head(self, version: int) -> bytes | None: ...
+    def count(self, version: int, kind: Kind) -> int: ...
+    def read(self, version: int, kind: Kind, ids: Sequence[str]) -> list[bytes | None]: ...
+    def ids(self, version: int, kind: Kind) -> Iterator[str]: ...
+    def flip(self, pointer: Pointer) -> None: ...
+    def expire(self, version: int, grace_s: float) -> None: ...
+    def drop(self, version: int) -> None: ...
+    def ping(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass
+class Touched:
+    """Ids whose vectors a batch changed, and ids it removed; dicts keep the order of arrival."""
+
+    items: dict[str, None] = field(default_factory=dict)
+    users: dict[str, None] = field(default_factory=dict)
+    gone_items: dict[str, None] = field(default_factory=dict)
+    gone_users: dict[str, None] = field(default_factory=dict)
+
+
+class Serving:
+    """A version as it is served: its snapshot, and the overlay of what came after it."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.overlay = Overlay(snapshot)
+        self.touched = Touched()
+        """Everything since the snapshot; what has to be written again should Redis lose it."""
+
+    @property
+    def version(self) -> int:
+        return self.snapshot.version
+
+    def observe(self, arrivals: Iterable[Arrival]) -> Touched:
+        """Tells the overlay of these events; returns what they touched."""
+        touched = Touched()
+        interactions: list[Interaction] = []
+        for arrival in arrivals:
+            event = arrival.event
+            if isinstance(event, Item):
+                self._observe_item(event, arrival.time, touched)
+            elif isinstance(event, User):
+                self._observe_user(event, arrival.time, touched)
+            else:
+                interactions.append(event)
+        if interactions:
+            self.overlay.observe(event_batch(interactions))
+            for event in interactions:
+                _touch(event.item_id, touched.items, touched.gone_items)
+                _touch(event.user_id, touched.users, touched.gone_users)
+        self._remember(touched)
+        return touched
+
+    def _observe_item(self, item: Item, time: float, touched: Touched) -> None:
+        if item.deleted:
+            self.overlay.forget_item(item.item_id)
+            _touch(item.item_id, touched.gone_items, touched.items)
+        else:
+            self.overlay.announce(item.item_id, time, item.features, item.attributes)
+            _touch(item.item_id, touched.items, touched.gone_items)
+
+    def _observe_user(self, user: User, time: float, touched: Touched) -> None:
+        if user.deleted:
+            self.overlay.forget_user(user.user_id)
+            _touch(user.user_id, touched.gone_users, touched.users)
+        else:
+            self.overlay.enrol(user.user_id, time, user.features)
+            _touch(user.user_id, touched.users, touched.gone_users)
+
+    def _remember(self, touched: Touched) -> None:
+        for new, everything, opposite in (
+            (touched.items, self.touched.items, self.touched.gone_items),
+            (touched.users, self.touched.users, self.touched.gone_users),
+            (touched.gone_items, self.touched.gone_items, self.touched.items),
+            (touched.gone_users, self.touched.gone_users, self.touched.users),
+        ):
+            for one in new:
+                _touch(one, everything, opposite)
+
+    def write(self, sink: VectorSink, touched: Touched) -> None:
+        """Writes the vectors of what was touched under this version, as this version's snapshot computes them."""
+        if touched.gone_items:
+            sink.delete(self.version, "items", list(touched.gone_items))
+        if touched.gone_users:
+            sink.delete(self.version, "users", list(touched.gone_users))
+        if touched.items:
+            ids = list(touched.items)
+            sink.write(self.version, "items", ids, self.overlay.item_vectors(ids))
+        if touched.users:
+            ids = list(touched.users)
+            sink.write(self.version, "users", ids, self.overlay.user_vectors(ids))
+
+
+def _touch(one: str, here: dict[str, None], not_there: dict[str, None]) -> None:
+    here[one] = None
+    not_there.pop(one, None)
+
+
+class Live:
+    """The shared reference. `lock` guards both servings' overlays and the moment of the swap."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.current: Serving | None = None
+        self.next: Serving | None = None
+
+    def swap(self, serving: Serving) -> None:
+        """Makes `serving` current. The caller holds `lock` and has just flipped the pointer."""
+        self.current = serving
+        self.next = None
+
+    def recommend(self, user_id: str, *, k: int, include_seen: bool) -> list[dict[str, Any]]:
+        """The best `k` items for a user: `[{"item_id", "score", "attributes"}, …]`, best first."""
+        with self.lock:
+            if self.current is None:
+                return []
+            return self.current.overlay.recommend(user_id, k=k, include_seen=include_seen)
+
+    def similar(self, item_id: str, *, k: int) -> list[dict[str, Any]] | None:
+        """The `k` items most alike by cosine of the personal part; None if the item is unknown."""
+        with self.lock:
+            return None if self.current is None else self.current.overlay.similar(item_id, k=k)

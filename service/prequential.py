@@ -1,0 +1,182 @@
+"""Test-then-train evaluation: a snapshot ranks a phase's events as they come, each with what was known just before it.
+
+The walk is what serving does: an overlay observes events and recommends from it. Events of one timestamp are one
+basket: none is known while the others are ranked. Repeats (the user had the item before) are not ranked; candidates are
+all items announced by then.
+
+Shape suffixes: B events, N items, V length of published vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.heldout import DECAYED, counts_now
+from models.memory import EventBatch
+from models.overlay import Overlay
+from models.popularity import HALF_LIVES
+from models.ranking import auc, log_loss, map_at_k, mrr, ndcg_at_k, ranks, recall_at_k, rmse
+from models.serving import Snapshot
+from service.arrivals import Arrival
+from streams.events import Item, User
+
+CHUNK = 128
+"""Events ranked at once, as a poll brings them: histories are exact within a chunk, item popularity is as of its
+start."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass
+class Measured:
+    """Ranks, from 0, of the events that were ranked, and scores of those that were predicted."""
+
+    rank: list[float] = field(default_factory=list)
+    popularity: list[float] = field(default_factory=list)
+    decayed_popularity: list[float] = field(default_factory=list)
+    cold: list[bool] = field(default_factory=list)
+    """Whether nobody had touched the item."""
+    score: list[float] = field(default_factory=list)
+    value: list[float] = field(default_factory=list)
+    positive: list[bool] = field(default_factory=list)
+
+    def metrics(self, *, k: int, objective: str) -> dict[str, float]:
+        """Means over the events; empty for none."""
+        found = self._ranking(k) if self.rank else {}
+        if self.score and objective == "rating":
+            score, value = np.array(self.score), np.array(self.value)
+            valued = np.isfinite(value)
+            found |= {"predicted": float(valued.sum()), "rmse": rmse(score[valued], value[valued])}
+        elif self.score:
+            score, positive = np.array(self.score), np.array(self.positive)
+            found |= {"predicted": float(len(score)), "log_loss": log_loss(score, positive)}
+            if positive.any() and not positive.all():
+                found["auc"] = auc(score, positive)
+        return {name: value for name, value in found.items() if np.isfinite(value)}
+
+    def _ranking(self, k: int) -> dict[str, float]:
+        rank, cold = np.array(self.rank), np.array(self.cold)
+        found = {
+            "ranked": float(len(rank)),
+            f"recall_at_{k}": recall_at_k(rank, k),
+            f"ndcg_at_{k}": ndcg_at_k(rank, k),
+            f"map_at_{k}": map_at_k(rank, k),
+            "mrr": mrr(rank),
+            "cold_events": float(cold.sum()),
+        }
+        if cold.any():
+            found[f"cold_recall_at_{k}"] = recall_at_k(rank[cold], k)
+        for name, popular in (("popularity", self.popularity), ("decayed_popularity", self.decayed_popularity)):
+            found[f"{name}_recall_at_{k}"] = recall_at_k(np.array(popular), k)
+            found[f"{name}_ndcg_at_{k}"] = ndcg_at_k(np.array(popular), k)
+        return found
+
+
+def measure(
+    snapshot: Snapshot,
+    batch: EventBatch,
+    *,
+    content: Sequence[Arrival] = (),
+    k: int,
+    most: int,
+    seed: tuple[int, ...] = (0,),
+    chunk: int = CHUNK,
+) -> dict[str, float]:
+    """Figures of `snapshot` on a phase's events in order of time, all of them or a seeded uniform sample of `most`.
+
+    `content` are the phase's item and user events; each item counts from its own time on. With `chunk` 1 popularity too
+    is as of each basket's start.
+    """
+    if snapshot.n_items == 0 or not len(batch):
+        return {}
+    overlay = Overlay(snapshot)
+    tell_content(overlay, content)
+    chosen = np.ones(len(batch), bool)
+    if len(batch) > most:
+        chosen[:] = False
+        chosen[np.random.default_rng(seed).choice(len(batch), most, replace=False)] = True
+    weights = [snapshot.weights.get(action, snapshot.weights.get("default", 1.0)) for action in batch.actions]
+    positive = np.array(weights) > 0
+    measured = Measured()
+    for start, stop in _chunks(batch.times, chunk):
+        part, span = batch[start:stop], slice(start, stop)
+        if not chosen[span].any():
+            overlay.observe(part)
+        elif snapshot.spec.objective == "ranking":
+            _rank(overlay, part, chosen[span] & positive[span], measured)
+        else:
+            _predict(overlay, part, chosen[span], positive[span], measured)
+    return {**measured.metrics(k=k, objective=snapshot.spec.objective), "sampled": float(chosen.sum())}
+
+
+def _chunks(times: Floats, size: int) -> Iterator[tuple[int, int]]:
+    """Spans of at least `size` events that part no basket."""
+    start = 0
+    while start < len(times):
+        stop = min(start + size, len(times))
+        stop = int(np.searchsorted(times, times[stop - 1], side="right"))
+        yield start, stop
+        start = stop
+
+
+def _rank(overlay: Overlay, part: EventBatch, chosen: NDArray[np.bool_], measured: Measured) -> None:
+    rows = [overlay.item_index(item) for item in part.items]
+    seen = {user: set(overlay.seen(user).tolist()) for user in dict.fromkeys(part.users)}
+    popularity = overlay.counts()
+    cold = [row is None or popularity.first[row] < 0 for row in rows]
+    columns = (len(HALF_LIVES) - 1, DECAYED)
+    counts = [counts_now(popularity, column) for column in columns]
+    announced, items_NV = overlay.announced(), overlay.published_vectors()
+    users_BV = overlay.vectors_before(part)  # from here on the overlay knows these events
+    n = len(items_NV)
+    first: set[int] = set()
+    for at, (user, row, time) in enumerate(zip(part.users, rows, part.times.tolist(), strict=True)):
+        fresh = row is None or row not in seen[user]
+        warmed = row is not None and row in first
+        if fresh and chosen[at]:
+            candidates = announced[:n] <= time
+            candidates[[other for other in seen[user] if other < n]] = False
+            if row is None:  # nobody told us of it before: a miss, whatever the scores
+                places = [float(candidates.sum())] * 3
+            else:
+                candidates[row] = True
+                scores = overlay.snapshot.scores(users_BV[at : at + 1], items_NV)
+                tables = np.concatenate((scores, *(count[None, :n] for count in counts)))
+                places = ranks(tables, np.full(3, row), candidates).tolist()
+            measured.rank.append(places[0])
+            measured.popularity.append(places[1])
+            measured.decayed_popularity.append(places[2])
+            measured.cold.append(cold[at] and not warmed)
+        if row is not None:
+            seen[user].add(row)
+            if at + 1 < len(part) and part.times[at + 1] > time:
+                first.update(r for r in rows[: at + 1] if r is not None)
+
+
+def _predict(
+    overlay: Overlay, part: EventBatch, chosen: NDArray[np.bool_], positive: NDArray[np.bool_], measured: Measured
+) -> None:
+    rows = [overlay.item_index(item) for item in part.items]
+    items_NV = overlay.published_vectors()
+    users_BV = overlay.vectors_before(part)
+    for at, row in enumerate(rows):
+        if row is not None and chosen[at]:
+            scores = overlay.snapshot.scores(users_BV[at : at + 1], items_NV[row : row + 1])
+            measured.score.append(float(scores[0, 0]))
+            measured.value.append(float(part.values[at]))
+            measured.positive.append(bool(positive[at]))
+
+
+def tell_content(overlay: Overlay, content: Sequence[Arrival]) -> None:
+    """Lets an overlay know of item and user events; deletions take effect with the phase, after its events are
+    ranked."""
+    for arrival in content:
+        event = arrival.event
+        if isinstance(event, Item) and not event.deleted:
+            overlay.announce(event.item_id, arrival.time, event.features, event.attributes)
+        elif isinstance(event, User) and not event.deleted:
+            overlay.enrol(event.user_id, arrival.time, event.features)

@@ -1,0 +1,213 @@
+"""Publishing a version: every vector, then proof that they are there, then the pointer.
+
+A reader follows the pointer, so nothing of a version is seen before the flip, and after it everything is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import monotonic
+
+import numpy as np
+import structlog
+
+from models.serving import Snapshot
+from service.arrivals import Offsets
+from service.checkpoints import CheckpointStore
+from service.config_tables import PublishConfig
+from service.crash_points import crash_point
+from service.errors import HeadwaterError
+from service.fast_path import FastPath
+from service.live import Live, Serving, VectorSink
+from service.metrics import Metrics
+from streams.redis_keys import Pointer, pack_head, vector_bytes
+from streams.sink_types import SinkUnavailable
+
+log = structlog.get_logger(__name__)
+
+READ_BACK = 64
+"""Vectors of each kind that are read back and compared before the pointer moves."""
+CATCH_UP_S = 30.0
+"""Longest wait for the fast path to bring the next version up to date before publication is tried again later."""
+
+
+class PublicationError(HeadwaterError):
+    """What Redis holds of the new version is not what was written; the old version stays."""
+
+
+@dataclass(kw_only=True)
+class Publisher:
+    """Puts snapshots into the sink and moves the pointer; owned by learning."""
+
+    sink: VectorSink
+    live: Live
+    fast_path: FastPath | None
+    """None where nothing arrives meanwhile: replay, and verbs that run without a daemon."""
+    store: CheckpointStore
+    config: PublishConfig
+    metrics: Metrics
+    clock: Callable[[], float]
+    writer: str
+    """Id of the state directory: tells a daemon whether a pointer is its own."""
+    epoch: int = 0
+
+    def publish(
+        self, snapshot: Snapshot, *, learned: Offsets, event_time: float | None, champion: bool = True
+    ) -> float:
+        """Publishes and swaps to `snapshot`; returns when, in seconds since the epoch.
+
+        `learned` are the offsets it contains. Raises SinkUnavailable or Fenced, with the old version still served.
+        """
+        serving = Serving(snapshot)
+        superseded = self.sink.pointer()
+        # 1. Whatever an interrupted attempt left under this number is gone first: what we count below is ours.
+        if superseded is None or superseded.version != snapshot.version:
+            self.sink.drop(snapshot.version)
+        # 2. All vectors, in small chunks, so that readers of the current version hardly notice.
+        self._write(snapshot)
+        # 3. Counts and a sample, before anything else may write under this version.
+        self._verify(snapshot)
+        # 4. What arrived since the phase closed; from now on the fast path writes to both versions.
+        self._catch_up(serving, learned)
+        # 5. The champion on disk before the pointer: a crash between the two is mended at start by finishing the flip.
+        if champion:
+            self.store.set_champion(snapshot.version)
+        crash_point("flip.before")
+        # 6. Flip and swap as one for the fast path: no click is written to the version that was just left.
+        at = self._flip(serving, superseded, event_time)
+        crash_point("flip.after")
+        # 7. Readers that pinned the old version have `grace_s` to finish.
+        if superseded is not None and superseded.version != snapshot.version:
+            self.sink.expire(superseded.version, self.config.grace_s)
+        self.metrics.champion_version.set(snapshot.version)
+        return at
+
+    def claim(self) -> None:
+        """Takes the namespace over: from now on an older daemon's flips are refused. Raises SinkUnavailable."""
+        self.epoch = self.sink.claim()
+
+    def head_there(self, version: int) -> bool:
+        """Whether readers of `version` find its head."""
+        pointer = self.sink.pointer()
+        return pointer is None or pointer.head == "dot" or self.sink.read_head(version) is not None
+
+    def adopt(self, snapshot: Snapshot, learned: Offsets) -> None:
+        """Takes up a version that is whole in Redis already: no flip, only what arrived after `learned`."""
+        serving = Serving(snapshot)
+        self._catch_up(serving, learned)
+        while True:
+            with self.live.lock:
+                if self.fast_path is None or self.fast_path.up_to_date(serving):
+                    self.live.swap(serving)
+                    return
+            self._wait_again(serving)
+
+    def least_version(self) -> int:
+        """The least number a new version may have: above what readers see, should another state directory have
+        written it."""
+        try:
+            pointer = self.sink.pointer()
+        except SinkUnavailable:
+            return 1
+        return 1 if pointer is None else pointer.version + 1
+
+    def _write(self, snapshot: Snapshot) -> None:
+        layers = snapshot.head_layers()
+        if layers:
+            self.sink.write_head(snapshot.version, pack_head(snapshot.d, snapshot.dim - snapshot.d, layers))
+        started = monotonic()
+        items, users = 0, 0
+        for ids, vectors in snapshot.items_in_chunks():
+            self.sink.write(snapshot.version, "items", ids, vectors)
+            items += len(ids)
+        crash_point("publish.half")
+        for ids, vectors in snapshot.users_in_chunks(active_days=self.config.users_active_days):
+            self.sink.write(snapshot.version, "users", ids, vectors)
+            users += len(ids)
+        self.metrics.published_vectors.labels(kind="items").set(items)
+        self.metrics.published_vectors.labels(kind="users").set(users)
+        self._written = {"items": items, "users": users}
+        log.info("vectors written", version=snapshot.version, items=items, users=users, seconds=monotonic() - started)
+
+    def _verify(self, snapshot: Snapshot) -> None:
+        chunks = {
+            "items": snapshot.items_in_chunks(),
+            "users": snapshot.users_in_chunks(active_days=self.config.users_active_days),
+        }
+        for kind, expected in self._written.items():
+            counted = self.sink.count(snapshot.version, kind)  # type: ignore[arg-type]
+            if counted != expected:
+                raise PublicationError(
+                    f"Redis holds {counted} of the {expected} {kind} written for version {snapshot.version}.",
+                    hint="Check maxmemory and the eviction policy (`headwater doctor`).",
+                )
+            first = next(iter(chunks[kind]), None)
+            if first is None:
+                continue
+            ids, vectors = first
+            sample = random.Random(snapshot.version).sample(range(len(ids)), min(READ_BACK, len(ids)))
+            stored = self.sink.read(snapshot.version, kind, [ids[i] for i in sample])  # type: ignore[arg-type]
+            wanted = [np.ascontiguousarray(vectors[i], dtype="<f4").tobytes() for i in sample]
+            if stored != wanted:
+                raise PublicationError(
+                    f"A {kind[:-1]} vector of version {snapshot.version} in Redis differs from what was written.",
+                    hint="See whether something else writes to this namespace.",
+                )
+
+    def _catch_up(self, serving: Serving, learned: Offsets) -> None:
+        if self.fast_path is None:
+            return
+        self.fast_path.offer(serving, learned)
+        if not self.fast_path.wait_caught_up(CATCH_UP_S):
+            self.fast_path.withdraw()
+            raise PublicationError(
+                f"Events arrive faster than version {serving.version} can take them in.",
+                hint="Lower the load or raise [phase] max_events; it is tried again with the next phase.",
+            )
+
+    def _flip(self, serving: Serving, superseded: Pointer | None, event_time: float | None) -> float:
+        while True:
+            with self.live.lock:
+                if self.fast_path is None or self.fast_path.up_to_date(serving):
+                    at = self.clock()
+                    self.sink.flip(self._pointer(serving, superseded, event_time, at))
+                    self.live.swap(serving)
+                    return at
+            self._wait_again(serving)
+
+    def _wait_again(self, serving: Serving) -> None:
+        assert self.fast_path is not None
+        if self.fast_path.sink_lost or not self.fast_path.wait_caught_up(CATCH_UP_S):
+            self.fast_path.withdraw()
+            raise PublicationError(
+                f"Version {serving.version} could not be kept up to date while it was published.",
+                hint="Redis was away or slow; it is tried again.",
+            )
+
+    def _pointer(self, serving: Serving, superseded: Pointer | None, event_time: float | None, at: float) -> Pointer:
+        snapshot = serving.snapshot
+        return Pointer(
+            schema=1,
+            version=snapshot.version,
+            previous=None if superseded is None else superseded.version,
+            epoch=self.epoch,
+            dim=snapshot.dim,
+            dtype="float32",
+            buckets=self.config.buckets,
+            head=snapshot.spec.head,
+            items=self._written["items"],
+            users=self._written["users"],
+            default_user=vector_bytes(snapshot.default_user),
+            score="logit",
+            published_at=rfc3339(at),
+            event_time=None if event_time is None else rfc3339(event_time),
+            writer=self.writer,
+        )
+
+
+def rfc3339(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339 in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

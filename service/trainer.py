@@ -1,0 +1,214 @@
+"""Fine-tuning and judging, without files, servers or clock: what the daemon, replay and the benchmarks' contender
+share.
+
+A phase's first events are learned at once, its last are held out: the judge uses them first, and the next phase
+learns them. So each event is new exactly once, and candidates are compared on events that neither they nor the
+champion have learned.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.heldout import DECAYED, HeldOut
+from models.learner import Learner, LearnReport
+from models.memory import Memory
+from models.popularity import HALF_LIVES
+from models.serving import Snapshot
+from models.spec import TrainSpec
+from service.config import Config
+from service.promotion import Gate, Pooled, Verdict, Window
+
+State = dict[str, Any]
+"""Tensors and plain containers only."""
+
+
+@dataclass(kw_only=True)
+class Attempt:
+    """A candidate on trial: what was learned, what it was before, and what is held out to judge it."""
+
+    report: LearnReport | None
+    """None if there was nothing to learn."""
+    parent: State
+    fresh: range
+    """Log positions of the phase."""
+    learned: range
+    """Log positions that were new to the learner: the last phase's held-out share and this one's first events."""
+    held_out: range
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What learning says of itself, for `phases.jsonl`."""
+        if self.report is None or not self.report.steps:
+            return {}
+        return {
+            "learn_loss": self.report.loss,
+            "learn_new": float(self.report.new),
+            "learn_replayed": float(self.report.replayed),
+        }
+
+
+class Trainer:
+    """The learner with its memory, its judge, and the champion it has to be no worse than."""
+
+    def __init__(self, config: Config, memory: Memory, learner: Learner) -> None:
+        self._config = config
+        self.memory = memory
+        self.learner = learner
+        promotion = config.promotion
+        self._gate = Gate(
+            tolerance=promotion.tolerance,
+            confidence=promotion.confidence,
+            min_events=promotion.min_events,
+            windows=promotion.windows,
+        )
+        self._pooled: list[Pooled] = []
+        self._held_out = range(0)
+        self._champion: State | None = None
+
+    @classmethod
+    def fresh(cls, config: Config) -> Trainer:
+        """Before any event."""
+        memory = Memory(config.model, config.train.actions)
+        return cls(config, memory, Learner(config.model, config.train, memory, config.seed))
+
+    @classmethod
+    def restore(
+        cls, config: Config, state: State, segments: Mapping[str, Iterable[bytes]], champion: State | None
+    ) -> Trainer:
+        """From a checkpoint's state and segments; `champion` is the state of the version that is served."""
+        memory = Memory.restore(config.model, config.train.actions, segments)
+        trainer = cls(config, memory, Learner(config.model, config.train, memory, config.seed))
+        trainer.load_state_dict(state)
+        trainer._champion = None if champion is None else champion["learner"]
+        return trainer
+
+    def state_dict(self) -> State:
+        """All that `restore` needs beside the memory's segments."""
+        return {
+            "learner": self.learner.state_dict(),
+            "pooled": self._pooled,
+            "held_out": [self._held_out.start, self._held_out.stop],
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on exactly where `state` was taken."""
+        self.learner.load_state_dict(state["learner"])
+        self._pooled = list(state["pooled"])
+        self._held_out = range(*state["held_out"])
+
+    # 3. Learn
+
+    def learn(self, fresh: range, *, replay_ratio: float, threads: int) -> Attempt:
+        """Fine-tunes on what is new; `fresh` are the phase's log positions, in order of time."""
+        held_out = range(self._cut(fresh), fresh.stop)
+        learned = range(self._held_out.start if len(self._held_out) else fresh.start, held_out.start)
+        attempt = Attempt(
+            report=None, parent=self.learner.state_dict(), fresh=fresh, learned=learned, held_out=held_out
+        )
+        if len(fresh):
+            with torch_threads(threads):
+                now = float(self.memory.log.view(shared_tail=True).time[fresh.start : fresh.stop].max())
+                attempt.report = self.learner.learn(np.asarray(learned), now=now, replay_ratio=replay_ratio)
+            self._held_out = held_out
+        return attempt
+
+    def _cut(self, fresh: range) -> int:
+        """Where the held-out share begins: a change of time, so that no basket is learned in half."""
+        if not len(fresh):
+            return fresh.stop
+        time = self.memory.log.view(shared_tail=True).time
+        cut = fresh.stop - int(len(fresh) * self._config.evaluate.holdout)
+        while fresh.start < cut < fresh.stop and time[cut] == time[cut - 1]:
+            cut += 1
+        return cut
+
+    # 4. Judge
+
+    def judge(self, attempt: Attempt, *, hold: bool = False) -> Verdict | None:
+        """Compares candidate and champion; a refusal puts the parent's weights back. None if nothing was new."""
+        if attempt.report is None:
+            return None
+        verdict = self._gate.judge(self._window(attempt), self._pooled, hold=hold)
+        self._pooled = list(verdict.pooled)
+        if verdict.decision == "refused":
+            self._take_back(attempt, poison=verdict.slug == "not_finite")
+        return verdict
+
+    def _take_back(self, attempt: Attempt, *, poison: bool) -> None:
+        self.learner.load_state_dict(attempt.parent)
+        # The events happened all the same: popularity counts them, and replay may draw them unless they are poison.
+        self.learner.pass_over(attempt.learned.stop)
+        if poison:
+            self.memory.quarantine(attempt.learned)
+
+    def _window(self, attempt: Attempt) -> Window:
+        assert attempt.report is not None
+        if not attempt.report.finite:
+            nothing = np.empty(0)
+            return Window(
+                candidate=nothing, champion=None, popularity=nothing, decayed_popularity=nothing, weights_finite=False
+            )
+        spec, memory = self._config.model, self.memory
+        with torch_threads(training_threads(self._config.train)):
+            candidate = Snapshot.build(spec, self.learner.state_dict(), memory, version=0, upto=attempt.held_out.start)
+            held_out = HeldOut.of(candidate, np.asarray(attempt.held_out, np.int64))
+            champion = None
+            if self._champion is not None:
+                snapshot = Snapshot.build(spec, self._champion, memory, version=0, upto=attempt.held_out.start)
+                champion = held_out.by_model(snapshot)
+            return Window(
+                candidate=held_out.by_model(candidate),
+                champion=champion,
+                popularity=held_out.by_popularity(candidate, len(HALF_LIVES) - 1),
+                decayed_popularity=held_out.by_popularity(candidate, DECAYED),
+                users=held_out.users(candidate),
+            )
+
+    # 6. Load back
+
+    def snapshot(self, *, version: int, state: State | None = None) -> Snapshot:
+        """A serving snapshot over today's memory, of the learner's own weights or of a saved `state`."""
+        learner_state = self.learner.state_dict() if state is None else state["learner"]
+        return Snapshot.build(self._config.model, learner_state, self.memory, version=version)
+
+    def agrees_with(self, snapshot: Snapshot) -> bool:
+        """Whether a snapshot, loaded back from disk, scores as the weights in memory do."""
+        mine = self.snapshot(version=snapshot.version)
+        return bool(np.array_equal(mine.check_scores(), snapshot.check_scores()))
+
+    def crown(self, state: State) -> None:
+        """The state of the version that is served from now on."""
+        self._champion = state["learner"]
+
+    def with_weights_of(self, state: State) -> State:
+        """Today's state with the weights, optimizer and scales of an earlier one."""
+        earlier = Learner(self._config.model, self._config.train, self.memory, self._config.seed)
+        earlier.load_state_dict(state["learner"])
+        earlier.pass_over(self.learner.popularity.position)
+        return {**self.state_dict(), "learner": earlier.state_dict()}
+
+
+def training_threads(train: TrainSpec) -> int:
+    """Threads for torch while learning: as configured, or all cores but one, which is left to intake."""
+    return train.threads or max(1, (os.cpu_count() or 2) - 1)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Runs torch with so many threads; sums depend on it, so a phase's intent records it."""
+    before = torch.get_num_threads()
+    if before != threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if before != threads:
+            torch.set_num_threads(before)
