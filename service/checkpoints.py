@@ -46,7 +46,7 @@ class CheckpointStore:
 
     def allot(self, at_least: int = 1) -> int:
         """A version larger than any used before, and at least `at_least`; never given again, even after a crash."""
-        used = [0, *self.numbers(), self._pointed(self.layout.latest) or 0, self._pointed(self.layout.champion) or 0]
+        used = [0, *self.numbers(), *(version or 0 for version in self.named())]
         used += [int(digits) for path in self._files.leftovers() for digits in re.findall(r"\d+", path.name)]
         version = max(at_least, max(used) + 1, self._pointed(self.layout.next_version) or 1)
         write_number(self.layout.next_version, version + 1)
@@ -132,6 +132,10 @@ class CheckpointStore:
         If the one named is damaged, the newest promoted one takes its place, but none that was rolled back.
         """
         return self._resolve(self.layout.champion, self._promoted)
+
+    def named(self) -> tuple[int | None, int | None]:
+        """What LATEST and CHAMPION say, at once and unverified: for a glance from another process."""
+        return self._pointed(self.layout.latest), self._pointed(self.layout.champion)
 
     def set_champion(self, version: int) -> None:
         """Serve `version` from now on. Raises what `load` raises if it does not verify."""
@@ -236,9 +240,10 @@ class CheckpointStore:
         others = sorted(set(candidates()) - {pointed}, reverse=True)
         for version in others:
             if self._verifies(version):
-                self._complain(
-                    "checkpoint.fallback", f"{pointer.name} cannot be used: version {version} takes its place."
-                )
+                # Before the first promotion is published there is no CHAMPION yet, and nothing is wrong.
+                if pointer.exists() or pointer == self.layout.latest:
+                    message = f"{pointer.name} cannot be used: version {version} takes its place."
+                    self._complain("checkpoint.fallback", message)
                 return version
         nothing_yet = pointer == self.layout.champion or not self.numbers()
         if nothing_yet and not others and not pointer.exists():

@@ -11,10 +11,16 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from service.durable import DIRECTORY_MODE, disk_errors_explained, fsync_directory, make_directory, replace_file
 from service.errors import ForeignState, StateError, StateLocked
 from service.sealed import Sealed, seal, unseal
+
+_PATIENCE = Retrying(
+    retry=retry_if_exception_type(BlockingIOError), stop=stop_after_attempt(5), wait=wait_fixed(0.02), reraise=True
+)
+"""`lock_holder` in another process takes the lock for an instant, which must not keep a daemon from starting."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,7 @@ def _take_lock(layout: Layout) -> int:
     fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         # The kernel drops it when the holder dies, however it dies: nothing to clean up after a SIGKILL.
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _PATIENCE(fcntl.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         pid = _holder(layout)
