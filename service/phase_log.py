@@ -104,7 +104,7 @@ class PhaseLog:
             )
 
     def timed(self, stages: Mapping[str, float]) -> None:
-        """Note how long every step of the newest phase took; its manifest, written before the last of them, cannot know."""
+        """Note how long every step of the newest phase took; its manifest is older than the last of them."""
         if self._last is not None:
             self._last = msgspec.structs.replace(self._last, stages=dict(stages))
             self._file.replace_last(self._last)
