@@ -1,0 +1,341 @@
+"""One suite for every fusion × objective × head: what holds for any scorer, and a world whose answer is known."""
+
+import copy
+import io
+from collections.abc import Iterator
+from functools import cache
+from itertools import product
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from models.examples import Examples
+from models.fusion import FUSIONS
+from models.learner import Learner, LearnReport
+from models.memory import EventBatch, Memory
+from models.objectives import OBJECTIVES, Step
+from models.overlay import Overlay
+from models.serving import Snapshot
+from models.spec import ModelSpec, TrainSpec
+
+HEADS = get_args(get_type_hints(ModelSpec)["head"])
+CASES = list(product(sorted(FUSIONS), sorted(OBJECTIVES), HEADS))
+ONE_FUSION = [case for case in CASES if case[0] == "gated"]
+ONE_OBJECTIVE = [case for case in CASES if case[1:] == ("ranking", "dot")]
+
+USERS, ITEMS, EVENTS, HISTORY = 7, 12, 80, 4
+PASSES = 60
+"""Over the checkerboard's events, 120 to 216 of them."""
+ACTIONS = {"default": 1.0, "skip": -1.0}
+TRAIN = TrainSpec(batch=32, learning_rate=1e-2, actions=ACTIONS)
+Case = tuple[str, Any, Any]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def case_id(case: Case) -> str:
+    return "-".join(case)
+
+
+@pytest.fixture(params=CASES, ids=case_id)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def spec(case: Case) -> ModelSpec:
+    return spec_of(case)
+
+
+@cache
+def learned(case: Case) -> Learner:
+    """One that has learned all of the world; for tests that only look at it."""
+    spec = spec_of(case)
+    learner = Learner(spec, TRAIN, world(spec), 0)
+    learn(learner)
+    return learner
+
+
+def snapshot_of(learner: Learner) -> Snapshot:
+    return Snapshot.build(learner.spec, learner.state_dict(), learner.memory, version=1)
+
+
+def spec_of(case: Case) -> ModelSpec:
+    fusion, objective, head = case
+    return ModelSpec(
+        dim=8, history=HISTORY, fusion=fusion, objective=objective, head=head,
+        modalities={"text": 5, "clip": 3}, frames={"clip": 2}, user_features={"profile": 3},
+    )  # fmt: skip
+
+
+def features_of(item: int) -> dict[str, NDArray[np.float32]]:
+    """Text, frames, both or none, in turn; of zero to two frames."""
+    rng = np.random.default_rng(item)
+    text = rng.normal(size=5).astype(np.float32)
+    clip = rng.normal(size=(1 + item // 2 % 2, 3)).astype(np.float32)
+    return [{"text": text, "clip": clip}, {"text": text}, {"clip": clip}, {}][item % 4]
+
+
+def events(seed: int = 0, count: int = EVENTS) -> EventBatch:
+    """Random interactions with baskets of one time, values here and there, and some skips."""
+    rng = np.random.default_rng(seed)
+    values = rng.uniform(1, 5, count).astype(np.float32)
+    values[::5] = np.nan
+    return EventBatch(
+        users=[f"u{u}" for u in rng.integers(USERS, size=count)],
+        items=[f"i{i}" for i in rng.integers(ITEMS, size=count)],
+        actions=["skip" if x < 0.2 else "view" for x in rng.random(count)],
+        values=values,
+        times=1_000.0 + np.sort(rng.integers(count // 2, size=count)).astype(np.float64),
+    )
+
+
+def world(spec: ModelSpec) -> Memory:
+    memory = Memory(spec, ACTIONS)
+    for item in range(ITEMS):
+        memory.announce(f"i{item}", 900.0 + item, features_of(item), {})
+    memory.announce("untouched", 950.0, features_of(0), {})
+    memory.announce("empty", 950.0, {}, {})
+    for user in range(0, USERS, 2):
+        memory.enrol(f"u{user}", 900.0, {"profile": np.full(3, user, np.float32)})
+    memory.append(events())
+    return memory
+
+
+def learn(learner: Learner, start: int = 0, stop: int = EVENTS) -> LearnReport:
+    return learner.learn(np.arange(start, stop), now=2_000.0, replay_ratio=1.0)
+
+
+def flat(state: Any, at: str = "") -> dict[str, Any]:
+    """A nested state as path → tensor or number."""
+    if isinstance(state, dict):
+        return {path: leaf for key, one in state.items() for path, leaf in flat(one, f"{at}/{key}").items()}
+    if isinstance(state, list | tuple):
+        return {path: leaf for key, one in enumerate(state) for path, leaf in flat(one, f"{at}/{key}").items()}
+    return {at: state}
+
+
+def differing(first: Any, second: Any) -> list[str]:
+    one, other = flat(first), flat(second)
+    assert one.keys() == other.keys()
+    return [path for path in one if not np.array_equal(np.asarray(one[path]), np.asarray(other[path]), equal_nan=False)]
+
+
+# -- the same over every fusion × objective × head
+
+
+def test_the_same_seed_learns_the_same_and_another_does_not(spec: ModelSpec) -> None:
+    first, again, other = (Learner(spec, TRAIN, world(spec), seed) for seed in (1, 1, 2))
+    reports = [learn(learner) for learner in (first, again, other)]
+    assert reports[0] == reports[1]
+    assert reports[0].finite
+    assert reports[0].steps > 0
+    assert not differing(first.state_dict(), again.state_dict())
+    assert differing(first.state_dict()["scorer"], other.state_dict()["scorer"])
+
+
+@pytest.mark.parametrize("case", ONE_FUSION, ids=case_id)
+def test_learning_does_not_depend_on_or_move_the_global_random_state(spec: ModelSpec) -> None:
+    states = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        before = torch.get_rng_state()
+        learner = Learner(spec, TRAIN, world(spec), 0)
+        learn(learner, 0, 40)
+        assert torch.equal(before, torch.get_rng_state())
+        states.append(learner.state_dict())
+    assert not differing(*states)
+
+
+def test_learning_leaves_its_inputs_unchanged(spec: ModelSpec) -> None:
+    memory = world(spec)
+    segments = world(spec).drain()
+    positions = np.arange(EVENTS)
+    Learner(spec, TRAIN, memory, 0).learn(positions, now=2_000.0, replay_ratio=1.0)
+    assert np.array_equal(positions, np.arange(EVENTS))
+    assert memory.drain() == segments
+    for item in range(ITEMS):
+        kept = memory.item_features.get(item)
+        assert all(np.array_equal(np.atleast_2d(kept[m]), np.atleast_2d(x)) for m, x in features_of(item).items())
+
+
+def test_a_run_resumed_from_disk_ends_bit_for_bit_where_an_uninterrupted_one_does(spec: ModelSpec) -> None:
+    whole = Learner(spec, TRAIN, world(spec), 3)
+    begun = Learner(spec, TRAIN, world(spec), 3)
+    for learner in (whole, begun):
+        learn(learner, 0, 50)
+    file = io.BytesIO()
+    torch.save(begun.state_dict(), file)
+    chunks = {name: [chunk] for name, chunk in begun.memory.drain().items()}
+    file.seek(0)
+    memory = Memory.restore(spec, ACTIONS, chunks)
+    resumed = Learner(spec, TRAIN, memory, 99)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert not differing(whole.state_dict(), resumed.state_dict())
+    assert learn(whole, 50) == learn(resumed, 50)
+    assert not differing(whole.state_dict(), resumed.state_dict())
+    served = [snapshot_of(learner) for learner in (whole, resumed)]
+    assert np.array_equal(served[0].check_scores(), served[1].check_scores())
+
+
+def test_a_state_is_a_copy_that_later_learning_does_not_touch(spec: ModelSpec) -> None:
+    learner = Learner(spec, TRAIN, world(spec), 0)
+    learn(learner, 0, 40)
+    state = learner.state_dict()
+    kept = copy.deepcopy(state)
+    learn(learner, 40)
+    assert not differing(state, kept)
+
+
+def test_gradients_reach_every_parameter(case: Case) -> None:
+    learner = learned(case)
+    still = [
+        name
+        for name, parameter in learner.scorer.named_parameters()
+        if float(learner.optimizer.state[parameter].get("exp_avg_sq", torch.zeros(1)).sum()) == 0
+    ]
+    assert not still
+    assert float(learner.residual.power.sum()) > 0
+    assert float(learner.bias.power.sum()) > 0
+
+
+@pytest.mark.parametrize("case", ONE_FUSION, ids=case_id)
+def test_no_example_sees_its_target_or_what_came_with_or_after_it(spec: ModelSpec) -> None:
+    """Every history of every step against one written out from the raw events; and counts stop before the new ones."""
+    memory, raw = world(spec), events()
+    learner = Learner(spec, TRAIN, memory, 0)
+    forward, steps = learner.objective.forward, 0
+
+    def checked(examples: Examples) -> Step:
+        nonlocal steps
+        steps += 1
+        new = examples.position_B[: examples.fresh]
+        assert learner.popularity.position <= new.min(initial=EVENTS)
+        for row, position in enumerate(examples.position_B.tolist()):
+            earlier = [
+                j
+                for j in range(EVENTS)
+                if raw.users[j] == raw.users[position] and raw.times[j] < raw.times[position]
+            ]  # fmt: skip
+            expected = [memory.item_index(raw.items[j]) for j in reversed(earlier)][:HISTORY]
+            history = examples.histories
+            assert history.item_BL[row].tolist() == expected + [-1] * (HISTORY - len(expected))
+            assert history.count_B[row] == len(earlier)
+            known = [float(raw.values[j]) for j in earlier if np.isfinite(raw.values[j])]
+            assert history.value_sum_B[row] == pytest.approx(sum(known), abs=1e-3)
+            counted = min(position, learner.popularity.position)  # a step's own events are counted after it
+            before = [j for j in range(counted) if raw.items[j] == raw.items[position] and raw.actions[j] != "skip"]
+            assert examples.cold_B[row] == (not before)
+        return forward(examples)
+
+    learner.objective.forward = checked  # type: ignore[method-assign]
+    assert learn(learner).steps == steps > 0
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_is_missing_or_unknown_still_gets_a_finite_score(case: Case, trained: bool) -> None:
+    learner = learned(case) if trained else Learner(spec_of(case), TRAIN, world(spec_of(case)), 0)
+    snapshot = snapshot_of(learner)
+    overlay = Overlay(snapshot)
+    assert np.array_equal(overlay.user_vectors(["nobody"])[0], snapshot.default_user)
+    overlay.announce("new", 2_000.0, features_of(0))
+    overlay.announce("bare", 2_000.0, {})
+    overlay.observe(EventBatch(["nobody"], ["new"], ["view"], np.array([4], np.float32), np.array([2_001.0])))
+    assert not np.array_equal(overlay.user_vectors(["nobody"])[0], snapshot.default_user)
+    for user in ("nobody", "stranger", "u0", "u1"):
+        scores = overlay.scores(user)
+        assert scores.shape == (snapshot.n_items + 2,)
+        assert np.isfinite(scores).all()
+
+
+def test_an_item_nobody_touched_is_its_content_alone(case: Case) -> None:
+    """So it has the vector that a newcomer with the same content gets, and without content none."""
+    learner = learned(case)
+    overlay = Overlay(snapshot_of(learner))
+    overlay.announce("newcomer", 950.0, features_of(0))
+    personal = overlay.item_vectors(["untouched", "newcomer", "empty"])[:, : learner.spec.dim]
+    np.testing.assert_allclose(personal[0], personal[1], atol=1e-6)
+    assert personal[0].any()
+    assert not personal[2].any()
+
+
+def test_published_vectors_give_the_models_own_score(case: Case) -> None:
+    """With the `dot` head a plain dot product; with `mlp` the published layers, written out."""
+    snapshot = snapshot_of(learned(case))
+    users, items = snapshot.vectors("users").astype(np.float64), snapshot.vectors("items").astype(np.float64)
+    d = snapshot.spec.dim
+    by_hand = users @ items.T
+    if snapshot.spec.head == "mlp":
+        (w1, b1), (w2, b2) = snapshot.head_layers()
+        pairs = np.array([[np.concatenate((user[:d], item[:d])) for item in items] for user in users])
+        network = (np.maximum(pairs @ w1.T + b1, 0) @ w2.T + b2)[..., 0]
+        by_hand = network + users[:, d:] @ items[:, d:].T
+    overlay = Overlay(snapshot)
+    for row, user in enumerate(snapshot.user_ids()):
+        np.testing.assert_allclose(overlay.scores(user), by_hand[row], atol=1e-5, rtol=1e-5)
+
+
+# -- a world with an exact answer
+
+
+def checkerboard(objective: str) -> tuple[EventBatch, dict[str, str]]:
+    """Users and items of two kinds; users like all items of their own kind and none of the other.
+
+    Every user has had all items of their kind but one, which is withheld; returns the events and what is withheld.
+    For ratings and clicks they also had some of the other kind, and did not like them.
+    """
+    rng = np.random.default_rng(0)
+    rows, withheld = [], {}
+    for user in range(24):
+        kind = user % 2
+        own = [f"{kind}-{n}" for n in range(6)]
+        withheld[f"u{user}"] = own[user // 2 % 6]
+        rows += [(f"u{user}", item, 5.0) for item in own if item != withheld[f"u{user}"]]
+        if objective != "ranking":
+            rows += [(f"u{user}", f"{1 - kind}-{n}", 1.0) for n in rng.choice(6, 4, replace=False)]
+    rows = [rows[n] for n in rng.permutation(len(rows))]
+    liked = np.array([value for _, _, value in rows], np.float32)
+    batch = EventBatch(
+        users=[user for user, _, _ in rows],
+        items=[item for _, item, _ in rows],
+        actions=["skip" if objective == "click" and value < 3 else "view" for value in liked],
+        values=liked,
+        times=1_000.0 + np.arange(len(rows), dtype=np.float64),
+    )
+    return batch, withheld
+
+
+@pytest.mark.parametrize(
+    "case", [*ONE_FUSION, *(case for case in ONE_OBJECTIVE if case not in ONE_FUSION)], ids=case_id
+)
+def test_on_a_checkerboard_the_withheld_item_comes_first(case: Case) -> None:
+    fusion, objective, head = case
+    spec = ModelSpec(
+        dim=8, history=10, fusion=fusion, objective=objective, head=head, modalities={"text": 4, "image": 4}
+    )
+    memory = Memory(spec, ACTIONS)
+    rng = np.random.default_rng(1)
+    for kind in range(2):
+        for n in range(6):
+            signal = np.array([1, -1, 0, 0], np.float32) * (1 if kind else -1)
+            text, image = (signal + 0.3 * rng.normal(size=4).astype(np.float32) for _ in range(2))
+            present = {"text": text, "image": image} if n % 3 else {"text": text}
+            memory.announce(f"{kind}-{n}", 900.0, present)
+    batch, withheld = checkerboard(objective)
+    positions = memory.append(batch)
+    learner = Learner(spec, TrainSpec(batch=64, learning_rate=1e-2, dropout=0.1, actions=ACTIONS), memory, 0)
+    for _ in range(PASSES):
+        learner.learn(np.asarray(positions), now=2_000.0, replay_ratio=0.0)
+    overlay = Overlay(snapshot_of(learner))
+    first = {user: overlay.recommend(user, k=1)[0]["item_id"] for user in withheld}
+    assert first == withheld
