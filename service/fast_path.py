@@ -109,8 +109,9 @@ class FastPath:
             self._backlog.extend(arrivals)
         if self._next is None:
             return
-        # A slice at a time, so that the current version's readers do not wait for the next one's.
-        size = min(self._slice, len(self._backlog))
+        # A slice at a time, so that the current version's readers do not wait for the next one's; with much to catch up
+        # on, larger ones, since a user touched often in a slice is computed once.
+        size = min(max(self._slice, len(self._backlog) // 8), len(self._backlog))
         if size:
             self._serve(self._next, [self._backlog.popleft() for _ in range(size)])
         if self._backlog:

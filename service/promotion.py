@@ -121,7 +121,10 @@ class Gate:
             )
         # 4. Too little evidence refuses nobody: a coin must not decide what is served.
         if _events(sample) < self.min_events or _clusters(sample) < LEAST_CLUSTERS:
-            reason = f"{_events(sample):.0f} held-out events are too few to tell ({self.min_events} are needed)."
+            reason = (
+                f"{_events(sample):.0f} held-out events of {_clusters(sample)} users are too few to tell "
+                f"({self.min_events} of {LEAST_CLUSTERS} users are needed)."
+            )
             return _passed("few_events", reason, metrics, newest, kept, hold)
         # 5. Worse with the past pooled; one that is below popularity gets no tolerance.
         surely_worse = _mean(own) < 0 and _upper(sample, 1 - (1 - self.confidence) / 5) < 0
