@@ -108,6 +108,10 @@ class EventLog:
             columns["tail"] = columns["tail"].copy()
         return LogView(**columns)
 
+    def add_user(self) -> None:
+        """One more user row, of nobody who did anything yet."""
+        self._tail.extend([-1])
+
     def append(
         self,
         *,
@@ -131,7 +135,6 @@ class EventLog:
         for sums in (self._count, self._valued, self._value_sum):
             sums.grow(start + len(user), 0)
         if len(user):
-            self._tail.grow(int(user.max()) + 1, -1)
             self._link(start, np.asarray(user, np.int64))
         return range(start, len(self))
 

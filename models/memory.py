@@ -183,6 +183,7 @@ class Memory:
         known = len(self.users)
         row = self.users.add(user_id)
         if row == known:
+            self.log.add_user()
             self._word(Word("user", user_id))
         return row
 
@@ -313,6 +314,8 @@ class Memory:
                 known.add(word.name)
             if word.op == "item":
                 self._new_item()
+            elif word.op == "user":
+                self.log.add_user()
         else:
             forgotten.append(word)
             self._release(word)

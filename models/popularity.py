@@ -79,10 +79,13 @@ class Popularity:
         self.last[touched] = newest
         return np.asarray(touched, np.int64)
 
-    def features(self, item_B: Ints, age_s: NDArray[np.float64], *, position: int | None = None) -> Floats:
-        """What the scorer is told of these items as of `position` (default: now), (B, K); `age_s` since announced."""
-        position = self.position if position is None else position
+    def features(self, item_B: Ints, age_s: NDArray[np.float64], *, as_of_touch: bool = False) -> Floats:
+        """What the scorer is told of these items, (B, K): as of now, or as of right after each one's last event.
+
+        `age_s`: how long ago each was announced, at that time.
+        """
         last, first = self.last[item_B], self.first[item_B]
+        position = np.where(last >= 0, last + 1, self.position) if as_of_touch else self.position
         seen = last >= 0
         idle = np.where(seen, position - last, 0)
         out = np.empty((len(item_B), FEATURES), np.float32)

@@ -1,0 +1,161 @@
+"""The learner: the same events give the same weights, wherever learning was cut; and it learns what there is to learn."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from models.fusion import FUSIONS
+from models.learner import Learner
+from models.memory import EventBatch, Memory
+from models.objectives import OBJECTIVES
+from models.serving import Snapshot
+from models.spec import ModelSpec, TrainSpec
+
+ACTIONS = {"default": 1.0, "skip": -1.0}
+TRAIN = TrainSpec(batch=48, actions=ACTIONS)
+
+
+def spec_of(**changes: object) -> ModelSpec:
+    shape = {"text": 5, "video": 3}
+    base: dict[str, object] = {
+        "dim": 8, "history": 5, "modalities": shape, "frames": {"video": 2}, "user_features": {"age": 2}
+    }  # fmt: skip
+    return ModelSpec(**{**base, **changes})  # type: ignore[arg-type]
+
+
+def world(spec: ModelSpec, events: int = 240, *, items: int = 30, seed: int = 0) -> Memory:
+    """Items of two halves, users who stay in one, some of it unannounced, unrated or skipped."""
+    draw = np.random.default_rng(seed)
+    memory = Memory(spec, ACTIONS)
+    for item in range(items - 4):
+        features = {"text": draw.normal(size=5) + item % 2, "video": draw.normal(size=(item % 2 + 1, 3))}
+        kept = {name: vector.astype(np.float32) for name, vector in features.items() if name in spec.modalities}
+        memory.announce(str(item), float(item), kept if item % 3 else {})
+    memory.enrol("1", 0.0, {"age": np.ones(2, np.float32)} if spec.user_features else {})
+    user = draw.integers(0, 12, events)
+    item = draw.integers(0, items // 2, events) * 2 + user % 2
+    memory.append(
+        EventBatch(
+            [str(u) for u in user],
+            [str(i) for i in item],
+            ["skip" if n % 9 == 8 else "view" for n in range(events)],
+            np.where(draw.random(events) < 0.8, user % 2 + draw.random(events), np.nan).astype(np.float32),
+            np.sort(draw.integers(30, 30 + events, events)).astype(np.float64),
+        )
+    )
+    return memory
+
+
+def assert_same(one: object, other: object) -> None:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict) and isinstance(other, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list) and isinstance(other, list):
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    else:
+        assert one == other
+
+
+def stored(state: dict[str, object]) -> dict[str, object]:
+    """Through a file, as a checkpoint goes."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)  # type: ignore[no-any-return]
+
+
+KINDS = [*itertools.product(OBJECTIVES, ("dot", "mlp"), ("gated",)), *(("ranking", "dot", name) for name in FUSIONS)]
+
+
+@pytest.mark.parametrize(("objective", "head", "fusion"), dict.fromkeys(KINDS))
+def test_resumed_learning_is_uninterrupted_learning_bit_for_bit(objective: str, head: str, fusion: str) -> None:
+    spec = spec_of(objective=objective, head=head, fusion=fusion)
+    memory = world(spec)
+    whole, first = (Learner(spec, TRAIN, memory, seed=3) for _ in range(2))
+    for learner in (whole, first):
+        learner.learn(np.arange(100), now=0.0, replay_ratio=1.0)
+    torch.manual_seed(99)  # nothing of it may enter
+    resumed = Learner(spec, TRAIN, memory, seed=77)
+    resumed.load_state_dict(stored(first.state_dict()))
+    before = torch.random.get_rng_state()
+    reports = [one.learn(np.arange(100, 240), now=0.0, replay_ratio=2.0) for one in (whole, resumed)]
+    assert reports[0] == reports[1]
+    assert reports[0].finite
+    assert reports[0].new == 140
+    assert reports[0].replayed > 100
+    assert_same(whole.state_dict(), resumed.state_dict())
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_learning_needs_no_modalities_and_bears_events_that_teach_nothing() -> None:
+    spec = spec_of(modalities={}, frames={}, user_features={})
+    memory = world(spec)
+    memory.quarantine(range(50, 60))
+    memory.forget_user("3")
+    memory.forget_item("4")
+    learner = Learner(spec, TRAIN, memory, seed=0)
+    report = learner.learn(np.arange(240), now=0.0, replay_ratio=0.0)
+    assert report.finite
+    assert report.replayed == 0
+    empty = learner.learn(np.empty(0, np.int64), now=0.0, replay_ratio=2.0)
+    assert (empty.steps, empty.new, empty.finite) == (0, 0, True)
+
+
+def test_state_is_a_copy() -> None:
+    spec = spec_of()
+    learner = Learner(spec, TRAIN, world(spec), seed=0)
+    learner.learn(np.arange(100), now=0.0, replay_ratio=1.0)
+    state, again = learner.state_dict(), learner.state_dict()
+    learner.learn(np.arange(100, 240), now=0.0, replay_ratio=1.0)
+    assert_same(state, again)
+    other = Learner(spec, TRAIN, learner.memory, seed=0)
+    other.load_state_dict(state)
+    other.learn(np.arange(100, 240), now=0.0, replay_ratio=1.0)
+    assert_same(state, again)
+    assert_same(learner.state_dict(), other.state_dict())
+
+
+def test_poisoned_weights_are_reported_and_the_parent_state_heals_them() -> None:
+    spec = spec_of()
+    learner = Learner(spec, TRAIN, world(spec), seed=0)
+    parent = learner.state_dict()
+    learner.scorer.tower.outer.bias.data.fill_(torch.nan)
+    assert not learner.learn(np.arange(100), now=0.0, replay_ratio=0.0).finite
+    learner.load_state_dict(parent)
+    assert learner.learn(np.arange(100), now=0.0, replay_ratio=0.0).finite
+
+
+def test_sampled_softmax_learns_a_catalogue_too_large_for_the_full_one() -> None:
+    spec = spec_of()
+    memory = world(spec, 600)
+    learner = Learner(spec, TrainSpec(batch=48, full_softmax_items=5, negatives=16, actions=ACTIONS), memory, seed=0)
+    first = learner.learn(np.arange(300), now=0.0, replay_ratio=0.0).loss
+    for _ in range(6):
+        last = learner.learn(np.arange(300), now=0.0, replay_ratio=0.0).loss
+    assert last < first - 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["dot", "mlp"])
+def test_checkerboard_ranks_the_half_that_a_user_lives_in(head: str) -> None:
+    spec = spec_of(head=head)
+    memory = world(spec, 1000)
+    learner = Learner(spec, TRAIN, memory, seed=0)
+    for _ in range(4):
+        learner.learn(np.arange(1000), now=0.0, replay_ratio=0.0)
+    snapshot = Snapshot.build(spec, learner.state_dict(), memory, version=1)
+    users = [str(user) for user in range(12)]
+    scores = snapshot.scores(snapshot.user_vectors(users), snapshot.vectors("items"))
+    items = np.array([int(item) for item in snapshot.item_ids])
+    for user, line in zip(users, scores, strict=True):
+        best = items[np.argsort(-line)[:10]]
+        assert (best % 2 == int(user) % 2).mean() >= 0.9
