@@ -133,28 +133,41 @@ def _rank(overlay: Overlay, part: EventBatch, chosen: NDArray[np.bool_], measure
     announced, items_NV = overlay.announced(), overlay.published_vectors()
     users_BV = overlay.vectors_before(part)  # from here on the overlay knows these events
     n = len(items_NV)
-    first: set[int] = set()
-    for at, (user, row, time) in enumerate(zip(part.users, rows, part.times.tolist(), strict=True)):
-        fresh = row is None or row not in seen[user]
-        warmed = row is not None and row in first
-        if fresh and chosen[at]:
-            candidates = announced[:n] <= time
-            candidates[[other for other in seen[user] if other < n]] = False
-            if row is None:  # nobody told us of it before: a miss, whatever the scores
-                places = [float(candidates.sum())] * 3
-            else:
-                candidates[row] = True
-                scores = overlay.snapshot.scores(users_BV[at : at + 1], items_NV)
-                tables = np.concatenate((scores, *(count[None, :n] for count in counts)))
-                places = ranks(tables, np.full(3, row), candidates).tolist()
-            measured.rank.append(places[0])
-            measured.popularity.append(places[1])
-            measured.decayed_popularity.append(places[2])
-            measured.cold.append(cold[at] and not warmed)
+    kept, hidden, known = [], [], []
+    touched: set[int | None] = set()
+    basket: set[int | None] = set()
+    for at, (user, row) in enumerate(zip(part.users, rows, strict=True)):
+        if at and part.times[at] > part.times[at - 1]:
+            touched |= basket
+            basket.clear()
+        if chosen[at] and (row is None or row not in seen[user]):
+            kept.append(at)
+            hidden.append([other for other in seen[user] if other < n])
+            known.append(not cold[at] or row in touched)
         if row is not None:
             seen[user].add(row)
-            if at + 1 < len(part) and part.times[at + 1] > time:
-                first.update(r for r in rows[: at + 1] if r is not None)
+            basket.add(row)
+    if not kept:
+        return
+    candidates_BN = announced[None, :n] <= part.times[kept][:, None]
+    for line, own in enumerate(hidden):
+        candidates_BN[line, own] = False
+    # An item that nobody has told us of is a miss, whatever the scores.
+    misses = candidates_BN.sum(1).astype(float)
+    there = np.array([rows[at] is not None and rows[at] < n for at in kept])  # type: ignore[operator]
+    target_B = np.array([rows[at] for at in np.array(kept)[there]], np.int64)
+    candidates_BN = candidates_BN[there]
+    candidates_BN[np.arange(len(target_B)), target_B] = True
+    scores_BN = overlay.snapshot.scores(users_BV[np.array(kept)[there]], items_NV)
+    for places, table_BN in (
+        (measured.rank, scores_BN),
+        (measured.popularity, np.tile(counts[0][:n], (len(target_B), 1))),
+        (measured.decayed_popularity, np.tile(counts[1][:n], (len(target_B), 1))),
+    ):
+        rank_B = misses.copy()
+        rank_B[there] = ranks(table_BN, target_B, candidates_BN)
+        places.extend(rank_B.tolist())
+    measured.cold.extend(not one for one in known)
 
 
 def _predict(
