@@ -175,6 +175,15 @@ def test_a_refused_phase_is_where_learning_resumes_but_not_what_is_served(store:
     assert samples.content(again, 4) == (3, b"".join(map(samples.chunk, (1, 2, 3, 4))))
 
 
+def test_a_glance_tells_what_the_small_files_say_even_when_it_is_damaged(store: CheckpointStore) -> None:
+    assert store.named() == (3, 3)
+    flip(weights(store, 3))
+    store.layout.latest.write_bytes(b"")
+    again = reopened(store)
+    assert again.named() == (None, 3)
+    assert (again.latest(), again.champion()) == (2, 2)
+
+
 def test_only_a_version_that_verifies_can_be_champion(store: CheckpointStore) -> None:
     flip(weights(store, 2))
     with pytest.raises(CorruptCheckpoint):

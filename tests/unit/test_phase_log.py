@@ -126,6 +126,17 @@ def test_repair_keeps_older_lines_and_times_of_publication(path: Path) -> None:
     assert log.lines() == [line(1), line(2), line(3, published_at=5.0)]
 
 
+def test_times_of_steps_are_noted_late_and_outlive_a_repair(path: Path) -> None:
+    log = PhaseLog(path)
+    log.append(line(1))
+    log.append(line(2, stages={"learn": 1.0}))
+    log.published(2, 5.0)
+    log.timed({"learn": 1.0, "publish": 2.0})
+    log = PhaseLog(path)
+    assert log.repair([line(1), line(2, stages={"learn": 1.0})]) == []
+    assert log.lines() == [line(1), line(2, published_at=5.0, stages={"learn": 1.0, "publish": 2.0})]
+
+
 def test_repair_drops_phases_whose_checkpoints_are_gone(path: Path) -> None:
     log = PhaseLog(path)
     for phase in (1, 2, 3):
