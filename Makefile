@@ -4,10 +4,11 @@
 #   make check     format, lint, types and the fast tests, as before each commit
 #   make install   headwater and what it needs in .venv, nothing else
 #   make bench     the benchmarks
+#   make lock      pin anew, the newest of everything
 #   make clean     remove what these targets made (never ./var/headwater, a daemon's state)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check bench clean
+.PHONY: help install demo test lint check bench lock clean
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
@@ -40,6 +41,14 @@ check: lint
 
 bench: $(VENV)/.test
 	@set -e; for name in $(BENCHMARKS); do echo "== benchmarks/$$name.py"; $(BIN)/python -m benchmarks.$$name; done
+
+# The newest versions that pyproject.toml allows, made in an environment that no pin holds back.
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install -qq --disable-pip-version-check '.[test,bench]'
+	{ sed -n '/^#/p' requirements.lock; build/lock/bin/python -m pip freeze --all | \
+		sed -E '/^(#|pip==|headwater)/d; s/\+.*//'; } >build/requirements.lock
+	mv build/requirements.lock requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info var/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
