@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from service.checkpoints import CheckpointStore
 from service.commands import CommandQueue
 from service.config import Config
 from service.engine import Engine
@@ -38,7 +39,9 @@ class DaemonApp:
         """Everything `headwater status` shows."""
         ready, why = self.ready()
         current = self._live.current
-        return status_of(self._config, self._engine.store, self._engine.tombstones, now=self._clock()) | {
+        # A store of its own: the engine's belongs to learning.
+        store = CheckpointStore(self._engine.state.path, keep_versions=self._config.publish.keep_versions)
+        return status_of(self._config, store, self._engine.tombstones, now=self._clock()) | {
             "running": True,
             "ready": ready,
             "why_not_ready": why,

@@ -50,10 +50,15 @@ def run(config: Config, *, start: str | None = None, once: bool = False) -> int:
         stopping = stack.enter_context(stop_on_signals())
         state = stack.enter_context(StateDirectory.open(config.state_dir, config.namespace))
         daemon = Daemon(config, state, stopping=stopping, start=start, once=once, stack=stack)
-        daemon.start()
+        try:
+            daemon.start()
+        except (SourceUnavailable, SinkUnavailable):
+            if stopping.is_set():
+                return 0  # asked to stop while a server was waited for
+            raise
         daemon.wait()
         daemon.shut_down()
-        return daemon.exit_code
+        return 0
 
 
 @contextmanager
@@ -96,7 +101,6 @@ class Daemon:
         self.once = once
         self.stack = stack
         self.clock = clock
-        self.exit_code = 0
         self.metrics = Metrics(CollectorRegistry())
         self.live = Live()
         self.commands = CommandQueue()

@@ -7,16 +7,16 @@ goes through `Live`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import structlog
 import torch
 
-from models.memory import EventBatch
 from models.serving import Snapshot
-from service.arrivals import Arrival, ClosedPhase, Offsets, event_batch, interactions_of
+from service.arrivals import ClosedPhase, Offsets
 from service.checkpoints import CheckpointStore
+from service.collecting import Collected, apply_content, collect
 from service.config import Config, config_digest
 from service.dedupe import SEGMENT, Deduplicator
 from service.errors import HeadwaterError
@@ -25,29 +25,19 @@ from service.intent import Intent, IntentFile
 from service.manifest import CheckpointFacts, Manifest
 from service.metrics import Metrics
 from service.phase_log import Decision, PhaseLine, PhaseLog
+from service.phase_metrics import count_phase, time_phase
 from service.prequential import CHUNK, measure
 from service.promotion import Verdict
 from service.publication import PublicationError, Publisher
 from service.state_dir import StateDirectory
-from service.tombstones import Tombstone, Tombstones
+from service.tombstones import Tombstones
 from service.trainer import Attempt, Trainer, training_threads
-from streams.events import Item, User
 from streams.sink_types import SinkUnavailable
 from streams.source_types import TopicPartition
 
 log = structlog.get_logger(__name__)
 
-
-@dataclass(kw_only=True)
-class Collected:
-    """A phase's interactions in the order that counts, without duplicates."""
-
-    batch: EventBatch
-    event_ids: list[str | None]
-    duplicates: int
-    late: int
-    content: list[Arrival]
-    """Item and user events in the order of their offsets."""
+DAY_S = 86_400.0
 
 
 class Engine:
@@ -155,21 +145,9 @@ class Engine:
 
     def collect(self, phase: ClosedPhase, intent: Intent) -> Collected:
         """Order, duplicates and lateness: decided by event time and offsets alone."""
-        ordered = phase.ordered()
-        interactions = interactions_of(ordered)
-        repeated = self.dedupe.duplicates([event.event_id for event in interactions])
-        kept = [event for event, again in zip(interactions, repeated, strict=True) if not again]
-        batch = event_batch(kept)
-        bound = None if self.watermark is None else self.watermark - self.config.phase.allowed_lateness_s
-        content = sorted([*phase.items, *phase.users], key=lambda a: (a.topic, a.partition, a.offset))
         assert intent.end == phase.end, "a resumed phase ends where its intent says"
-        return Collected(
-            batch=batch,
-            event_ids=[event.event_id for event in kept],
-            duplicates=int(repeated.sum()),
-            late=0 if bound is None else int((batch.times < bound).sum()),
-            content=content,
-        )
+        bound = None if self.watermark is None else self.watermark - self.config.phase.allowed_lateness_s
+        return collect(phase, dedupe=self.dedupe, late_before=bound)
 
     # 2. Evaluate
 
@@ -189,40 +167,12 @@ class Engine:
 
     def learn(self, collected: Collected, intent: Intent) -> Attempt:
         """Remembers the phase and fine-tunes on it; the parent's weights are kept until the judge has spoken."""
-        self._apply_content(collected.content)
+        stones = apply_content(self.trainer.memory, collected.content, cluster_id=self.state.identity.cluster_id)
+        self.tombstones.add(stones)
+        self._forgot = bool(stones)
         self._event_id_chunk = self.dedupe.remember(collected.event_ids)
         positions = self.trainer.memory.append(collected.batch)
         return self.trainer.learn(positions, replay_ratio=intent.replay_ratio, threads=intent.threads)
-
-    def _apply_content(self, content: list[Arrival]) -> None:
-        memory = self.trainer.memory
-        self._forgot = False
-        stones = []
-        for arrival in content:
-            event = arrival.event
-            assert isinstance(event, Item | User)
-            if isinstance(event, Item) and not event.deleted:
-                attributes = event.attributes if event.text is None else {"text": event.text, **event.attributes}
-                memory.announce(event.item_id, arrival.time, event.features, attributes)
-            elif isinstance(event, User) and not event.deleted:
-                memory.enrol(event.user_id, arrival.time, event.features)
-            else:
-                kind, one = ("items", event.item_id) if isinstance(event, Item) else ("users", event.user_id)
-                stones.append(
-                    Tombstone(
-                        kind=kind,  # type: ignore[arg-type]
-                        id=one,
-                        time=arrival.timestamp_s,
-                        topic=arrival.topic,
-                        partition=arrival.partition,
-                        offset=arrival.offset,
-                        cluster_id=self.state.identity.cluster_id,
-                    )
-                )
-                (memory.forget_item if kind == "items" else memory.forget_user)(one)
-        if stones:
-            self.tombstones.add(stones)
-            self._forgot = True
 
     # 4. Judge
 
@@ -267,7 +217,7 @@ class Engine:
             stages=dict(stages),
         )
         self._save(line, phase.maxima, refused=decision in ("refused", "empty"))
-        self._count(line, verdict)
+        count_phase(self.metrics, line, verdict, self.trainer.memory)
         return line
 
     def _save(self, line: PhaseLine, maxima: Mapping[TopicPartition, float], *, refused: bool) -> None:
@@ -375,39 +325,15 @@ class Engine:
     def finish(self, line: PhaseLine, intent: Intent, stages: Mapping[str, float]) -> None:
         """Lets go of what the phase no longer needs."""
         self.on_learned(intent.end)
-        removed = self.store.prune()
+        deadline_s = self.config.delete_deadline_days * DAY_S
+        overdue = self.tombstones.overdue(now=self.clock(), deadline_s=deadline_s)
+        kept = self.store.versions()
+        removed = self.store.prune(drop={v for stone in overdue for v in self.tombstones.known_by(stone, kept)})
         if removed:
             log.debug("old versions removed", versions=removed)
         self.tombstones.complete(self.store.versions())
         self.phase_log.timed(stages)
-        for stage, seconds in stages.items():
-            self.metrics.phase_stage_seconds.labels(stage=stage).observe(seconds)
-        self.metrics.phase_seconds.observe(sum(stages.values()))
-        self.metrics.version.set(line.version or 0)
-
-    def _count(self, line: PhaseLine, verdict: Verdict | None) -> None:
-        metrics = self.metrics
-        metrics.events.inc(line.events)
-        metrics.duplicates.inc(line.duplicates)
-        metrics.late.inc(line.late)
-        metrics.skipped.inc(line.skipped)
-        metrics.phases.labels(decision=line.decision).inc()
-        if verdict is not None and verdict.decision == "refused":
-            metrics.refusals.labels(reason=verdict.slug).inc()
-        if line.watermark is not None:
-            metrics.watermark_timestamp_seconds.set(line.watermark)
-        metrics.catalogue_items.set(self.trainer.memory.n_items)
-        metrics.known_users.set(self.trainer.memory.n_users)
-        for name, value in line.metrics.items():
-            if value is None:
-                continue
-            if name.startswith("gate_"):
-                continue
-            metrics.prequential.labels(metric=name).set(value)
-        for who in ("candidate", "champion", "popularity", "decayed_popularity"):
-            value = line.metrics.get(f"gate_{who}")
-            if value is not None:
-                metrics.quality.labels(metric="gate", who=who).set(value)
+        time_phase(self.metrics, line, stages)
 
 
 def _nobody(_learned: Offsets) -> None:

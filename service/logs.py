@@ -52,6 +52,8 @@ def configure_logs(config: LogConfig, *, stream: TextIO | None = None) -> None:
         library.handlers.clear()
         library.propagate = True
         library.setLevel(logging.DEBUG if config.level == "debug" else logging.WARNING)
+    # It warns of every turn of its loop that learning kept waiting for the interpreter.
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -14,14 +14,15 @@ from service.tombstones import Tombstones
 
 def status_of(config: Config, store: CheckpointStore, tombstones: Tombstones, *, now: float) -> dict[str, Any]:
     """Versions, the last phase, whether promotion is held, and deletions that are not complete."""
+    latest, champion = store.named()
     hold = Hold(store.layout.root)
     lines = read_phase_lines(store.layout.phases) if store.layout.phases.exists() else []
     last = lines[-1] if lines else None
     return {
         "namespace": config.namespace,
         "state_dir": str(store.layout.root),
-        "latest": store.latest(),
-        "champion": store.champion(),
+        "latest": latest,
+        "champion": champion,
         "phases": len(lines),
         "events": sum(line.events for line in lines),
         "promotion": "held" if hold.held or config.promotion.mode == "hold" else "on",
@@ -41,7 +42,7 @@ def status_of(config: Config, store: CheckpointStore, tombstones: Tombstones, *,
 
 def versions_of(store: CheckpointStore) -> list[dict[str, Any]]:
     """Lineage, decision and reason of every checkpoint on disk, oldest first."""
-    latest, champion = store.latest(), store.champion()
+    latest, champion = store.named()
     return [
         {
             "version": manifest.version,

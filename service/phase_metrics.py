@@ -1,0 +1,46 @@
+"""What Prometheus is told of a finished phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from models.memory import Memory
+from service.metrics import Metrics
+from service.phase_log import PhaseLine
+from service.promotion import Verdict
+
+
+def count_phase(metrics: Metrics, line: PhaseLine, verdict: Verdict | None, memory: Memory) -> None:
+    """Counts, decision and quality of a phase whose checkpoint is saved."""
+    metrics.events.inc(line.events)
+    metrics.duplicates.inc(line.duplicates)
+    metrics.late.inc(line.late)
+    metrics.skipped.inc(line.skipped)
+    metrics.phases.labels(decision=line.decision).inc()
+    if verdict is not None and verdict.decision == "refused":
+        metrics.refusals.labels(reason=verdict.slug).inc()
+    if line.watermark is not None:
+        metrics.watermark_timestamp_seconds.set(line.watermark)
+    metrics.catalogue_items.set(memory.n_items)
+    metrics.known_users.set(memory.n_users)
+    for name, value in line.metrics.items():
+        if value is None:
+            continue
+        if name.startswith("gate_"):
+            continue
+        metrics.prequential.labels(metric=name).set(value)
+    for who in ("candidate", "champion", "popularity", "decayed_popularity"):
+        value = line.metrics.get(f"gate_{who}")
+        if value is not None:
+            metrics.quality.labels(metric="gate", who=who).set(value)
+
+
+def time_phase(metrics: Metrics, line: PhaseLine, stages: Mapping[str, float]) -> None:
+    """How long each step of a finished phase took, in seconds."""
+    for stage, seconds in stages.items():
+        metrics.phase_stage_seconds.labels(stage=stage).observe(seconds)
+    metrics.phase_seconds.observe(sum(stages.values()))
+    metrics.checkpoint_seconds.observe(stages.get("checkpoint", 0.0))
+    if "publish" in stages:
+        metrics.publish_seconds.observe(stages["publish"])
+    metrics.version.set(line.version or 0)
