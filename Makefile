@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock
 SOURCES := $(wildcard streams/*.py models/*.py service/*.py)
-BENCHMARKS ?= decode
+BENCHMARKS ?= decode poll publish
 # The fast tests leave out these markers of pyproject.toml.
 FAST := not slow and not servers
 
