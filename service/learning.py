@@ -46,7 +46,6 @@ class Learning:
         self._fast_path = fast_path
         self._commands = commands
         self._stopping = stopping
-        self._busy = threading.Event()
         self._reconciled = False
         self._watched = 0.0
         self._mended = 0.0
@@ -65,23 +64,20 @@ class Learning:
 
     def idle_after(self, finished: threading.Event) -> bool:
         """Whether, `finished` being set, there is nothing left to learn or publish."""
-        return finished.is_set() and self._phases.empty() and not self._busy.is_set() and not self._engine.unpublished
+        # A phase is unfinished from when intake puts it until it has been run: no moment in between looks idle.
+        return finished.is_set() and self._phases.unfinished_tasks == 0 and not self._engine.unpublished
 
     def run(self) -> None:
         """Runs phases until stopped; the one under way is finished."""
         while not self._stopping.is_set():
             self._look_after_redis()
             self._carry_out_verbs()
-            self._busy.set()  # before the queue is emptied, so that `idle_after` never sees neither
             try:
                 phase = self._phases.get(timeout=TURN_S)
             except Empty:
-                self._busy.clear()
                 continue
-            try:
-                self._run_phase(phase)
-            finally:
-                self._busy.clear()
+            self._run_phase(phase)
+            self._phases.task_done()
 
     def _run_phase(self, phase: ClosedPhase) -> None:
         # Dead letters are on the broker before the offsets that pass them are in a checkpoint.
