@@ -17,6 +17,7 @@ from kafka.errors import NoError, RetriableError
 from kafka.structs import OffsetAndMetadata
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from streams.kafka_connection import connected_admin
 from streams.source_types import TopicPartition
 
 _log = structlog.get_logger(__name__)
@@ -78,7 +79,7 @@ class GroupCommitter:
                     break
                 offsets, self._pending, self._busy = self._pending, {}, True
             try:
-                admin = admin or KafkaAdminClient(**self._settings)
+                admin = admin or connected_admin(self._settings)
                 self._patiently(self._send, admin, offsets)
             # Whatever goes wrong here concerns lag tools alone, and the next phase commits again.
             except Exception as error:  # noqa: BLE001

@@ -1,56 +1,78 @@
-"""Makes a connected Kafka consumer, or says why there is none, leaving nothing behind."""
+"""Makes connected Kafka clients, or says why there is none, leaving nothing behind."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from kafka import KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
 
 from streams.kafka_errors import translated
-from streams.source_types import SourceError
+from streams.source_types import SourceDenied
 
 
 def connected_consumer(settings: Mapping[str, Any]) -> KafkaConsumer:
-    """A `KafkaConsumer` of these settings that has reached a broker.
+    """A `KafkaConsumer` of these settings that has reached a broker, and never makes the topics it asks for.
 
     Raises `SourceUnavailable`, or `SourceDenied` when a broker was reached but refused us.
     """
-    clients: list[KafkaNetClient] = []
-
-    def client(**configs: Any) -> KafkaNetClient:
-        clients.append(KafkaNetClient(**configs))
-        return clients[-1]
-
-    try:
-        consumer = KafkaConsumer(kafka_client=client, **settings)
-    except (KafkaError, OSError) as error:
-        # The consumer's I/O thread is running by now, and nobody else holds the client to end it.
-        refusal = _why_failed(clients, settings, error)
-        for made in clients:
-            made.close()
-        raise refusal from error
-    forbid_making_topics(consumer._cluster)
+    consumer = _connected(KafkaConsumer, settings)
+    _forbid_making_topics(consumer._cluster)
     return consumer
 
 
-def forbid_making_topics(cluster: Any) -> None:
-    """Keep a client from making the topics it asks for, where the broker would.
+def connected_producer(settings: Mapping[str, Any]) -> KafkaProducer:
+    """A `KafkaProducer`, likewise."""
+    producer = _connected(KafkaProducer, settings)
+    _forbid_making_topics(producer._metadata)
+    return producer
 
-    The client has a setting for this (`allow_auto_create_topics`), which it forgets on the way to where it matters.
-    """
-    cluster.config["allow_auto_create_topics"] = False
+
+def connected_admin(settings: Mapping[str, Any]) -> KafkaAdminClient:
+    """A `KafkaAdminClient`, likewise."""
+    return _connected(KafkaAdminClient, settings)
 
 
-def _why_failed(clients: list[KafkaNetClient], settings: Mapping[str, Any], error: BaseException) -> SourceError:
+def _connected(kind: type, settings: Mapping[str, Any]) -> Any:
+    clients: list[KafkaNetClient] = []
+    failures: list[BaseException] = []
+
+    def client(**configs: Any) -> KafkaNetClient:
+        made = KafkaNetClient(**configs)
+        clients.append(made)
+        _watch_connecting(made._manager, failures)
+        return made
+
     servers = ", ".join(settings["bootstrap_servers"])
-    for client in clients:
-        manager: Any = client._manager
-        for broker in client.cluster.bootstrap_brokers():
-            # While bootstrapping the client retries even what cannot succeed, and reports a timeout in the end.
-            denied = manager.auth_failure(broker.node_id)
-            if denied is not None:
-                return translated(denied, f"connecting to {servers}")
-    return translated(error, f"connecting to {servers}")
+    try:
+        connected = kind(kafka_client=client, **settings)
+    except (KafkaError, OSError) as error:
+        # By now there are sockets and perhaps a thread, and nobody else holds the client to end them.
+        for made in clients:
+            made.close()
+        # While it bootstraps the client retries even what cannot succeed, and reports nothing but a timeout in the end.
+        reasons = [translated(failure, f"connecting to {servers}") for failure in [error, *failures]]
+        refusals = [reason for reason in reasons if isinstance(reason, SourceDenied)]
+        raise (refusals or reasons)[-1] from error
+    for made in clients:
+        del made._manager.get_connection  # the instance's own: the watched one
+    return connected
+
+
+def _watch_connecting(manager: Any, failures: list[BaseException]) -> None:
+    """Note why connections fail."""
+    get_connection = manager.get_connection
+
+    def watched(*args: Any, **options: Any) -> Any:
+        connection = get_connection(*args, **options)
+        connection.init_future.add_errback(failures.append)
+        return connection
+
+    manager.get_connection = watched
+
+
+def _forbid_making_topics(cluster: Any) -> None:
+    # The client has a setting for this (`allow_auto_create_topics`), which it forgets on the way to where it matters.
+    cluster.config["allow_auto_create_topics"] = False

@@ -1,12 +1,14 @@
 """Writes the records that cannot be used to the dead-letter topic, without ever holding up reading.
 
-A letter waits in memory until the broker has acknowledged it; one that failed is sent again. `flush`, called before a
-checkpoint passes over the records, makes them at least once.
+A letter waits in memory until the broker has acknowledged it. After a failure all that is not acknowledged waits for
+`flush`, which sends it again; called before a checkpoint passes over the records, it makes letters at least once.
+`send` and `flush` may be called from different threads.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from kafka.errors import AuthorizationError, MessageSizeTooLargeError, RecordLis
 from streams.dead_letters import DeadLetter
 from streams.events import Record
 from streams.kafka_producer import EventProducer
-from streams.source_types import SourceDenied, SourceError, SourceUnavailable, TopicMissing
+from streams.source_types import SourceDenied, SourceUnavailable, TopicMissing
 
 _log = structlog.get_logger(__name__)
 _DEFAULT_LIMIT_BYTES = 1024 * 1024
@@ -58,9 +60,10 @@ class DeadLetterSink:
         self._on_written = on_written
         self._limit_bytes = limit_bytes
         self._producer: EventProducer | None = None
-        self._lock = threading.Lock()
+        self._using = threading.RLock()  # the producer; never held while waiting for an acknowledgement
+        self._lock = threading.Lock()  # the letters
         self._waiting: dict[bytes, DeadLetter] = {}  # not acknowledged, by key
-        self._again: dict[bytes, BaseException] = {}  # those among them that failed, and why
+        self._failures: deque[BaseException] = deque(maxlen=10)
         self.given_up = 0
 
     def send(self, record: Record, reason: str, detail: str) -> None:
@@ -68,34 +71,45 @@ class DeadLetterSink:
         letter = DeadLetter(record=record, reason=reason, detail=detail)
         with self._lock:
             self._waiting[letter.key] = letter
-        try:
-            self._write(letter)
-        except SourceUnavailable as error:
-            self._failed(letter, error)
+        with self._using:
+            if not self._failures:  # Else it waits for `flush`, so that reading does not wait for each.
+                self._write(letter)
 
     def flush(self) -> None:
         """Wait until every letter is written. Raises `SourceUnavailable` while some are not; call again later."""
+        with self._using:
+            if self._failures:
+                self._start_over()
+            producer = self._producer
+        try:
+            if producer is not None:
+                producer.flush()
+        except SourceUnavailable as error:
+            self._failures.append(error)
         with self._lock:
-            again = [self._waiting[key] for key in self._again if key in self._waiting]
-            self._again.clear()
-        for letter in again:
-            try:
-                self._write(letter)
-            except SourceUnavailable as error:
-                self._failed(letter, error)
-        if self._producer is not None:
-            self._producer.flush()
-        with self._lock:
-            left, errors = len(self._waiting), list(self._again.values())
+            left = len(self._waiting)
         if left:
-            why = errors[0] if errors else "no answer yet"
+            why = self._failures[-1] if self._failures else "no answer yet"
             raise SourceUnavailable(f"{left} dead letters are not written to {self._topic!r} yet: {why}")
 
     def close(self) -> None:
         """Let go of the broker; letters not acknowledged are written again when their records are read again."""
         if self._producer is not None:
-            self._producer.close()
+            self._producer.close(timeout_s=1.0 if self._failures else 5.0)
             self._producer = None
+
+    def _start_over(self) -> None:
+        """Send all that waits through a new producer: one that failed may never recover, and its topic may be gone."""
+        if self._producer is not None:
+            self._producer.close(timeout_s=0.1)
+            self._producer = None
+        self._failures.clear()
+        with self._lock:
+            again = list(self._waiting.values())
+        for letter in again:
+            self._write(letter)
+            if self._failures:  # The broker is still away: the others would wait as long.
+                break
 
     def _write(self, letter: DeadLetter) -> None:
         try:
@@ -110,6 +124,8 @@ class DeadLetterSink:
             )
         except (TopicMissing, SourceDenied) as error:
             self._give_up(letter, error)
+        except SourceUnavailable as error:
+            self._failures.append(error)
 
     def _connected(self) -> EventProducer:
         if self._producer is None:
@@ -119,7 +135,7 @@ class DeadLetterSink:
                 self._limit_bytes = self._limit_bytes or producer.largest_record(self._topic)
             except SourceDenied as error:
                 _log.warning("dead-letter topic can neither be made nor looked at", topic=self._topic, error=str(error))
-            except SourceError:
+            except SourceUnavailable:
                 producer.close()
                 raise
             self._producer = producer
@@ -136,7 +152,7 @@ class DeadLetterSink:
         elif isinstance(error, AuthorizationError):
             self._give_up(letter, error)
         else:
-            self._failed(letter, error)
+            self._failures.append(error)
 
     def _shrink(self, letter: DeadLetter, error: BaseException) -> None:
         """The broker takes less than it said, or said nothing: try again with less of the value."""
@@ -145,11 +161,7 @@ class DeadLetterSink:
             self._give_up(letter, error)
             return
         self._limit_bytes = max(_SMALLEST_LIMIT_BYTES, limit // 2)
-        self._failed(letter, error)
-
-    def _failed(self, letter: DeadLetter, error: BaseException) -> None:
-        with self._lock:
-            self._again[letter.key] = error
+        self._failures.append(error)
 
     def _give_up(self, letter: DeadLetter, error: BaseException) -> None:
         with self._lock:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from kafka import KafkaAdminClient, KafkaProducer
+from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError
 
-from streams.kafka_connection import forbid_making_topics
+from streams.kafka_connection import connected_admin, connected_producer
 from streams.kafka_errors import client_settings, translating
 from streams.source_types import SourceError, SourceUnavailable, TopicMissing
 
@@ -55,23 +56,24 @@ class EventProducer:
         self._known: set[str] = set()
         self._failed = 0
         self._first_error: BaseException | None = None
+        self._timeout_s = timeout_s
         timeout_ms = int(timeout_s * 1000)
         self._settings["bootstrap_timeout_ms"] = timeout_ms
-        with translating("connecting to send"):
-            self._producer = KafkaProducer(
+        self._producer = connected_producer(
+            {
                 **self._settings,
-                acks="all",
-                compression_type=compression,
-                linger_ms=linger_ms,
-                batch_size=256 * 1024,
-                max_request_size=max_request_bytes,
-                max_block_ms=timeout_ms,
-                delivery_timeout_ms=timeout_ms,
-                request_timeout_ms=max(1000, timeout_ms - linger_ms - 1),
-                reconnect_backoff_max_ms=1000,
-                metrics_enabled=False,
-            )
-        forbid_making_topics(self._producer._metadata)
+                "acks": "all",
+                "compression_type": compression,
+                "linger_ms": linger_ms,
+                "batch_size": 256 * 1024,
+                "max_request_size": max_request_bytes,
+                "max_block_ms": timeout_ms,
+                "delivery_timeout_ms": timeout_ms,
+                "request_timeout_ms": max(1000, timeout_ms - linger_ms - 1),
+                "reconnect_backoff_max_ms": 1000,
+                "metrics_enabled": False,
+            }
+        )
 
     def ensure_topics(self, names: Iterable[str], *, partitions: int = 4, compacted: Collection[str] = ()) -> list[str]:
         """Create those topics that do not exist, with the broker's default replication; returns the ones created.
@@ -144,19 +146,24 @@ class EventProducer:
     def flush(self) -> None:
         """Wait until all that was sent is acknowledged.
 
-        Raises `SendFailed` if any record since the last flush was not.
+        Raises `SendFailed` if any record since the last flush was not, `SourceUnavailable` if some never get an answer.
         """
         with translating("sending"):
-            self._producer.flush()
+            # A producer whose broker was replaced by an empty one can wait for ever.
+            self._producer.flush(timeout=2 * self._timeout_s)
         with self._lock:
             failed, error = self._failed, self._first_error
             self._failed, self._first_error = 0, None
         if failed:
             raise SendFailed(f"{failed} records were not taken by the broker: {error}", failed=failed) from error
 
-    def close(self) -> None:
-        """Let go of the broker; what is not acknowledged within a few seconds is given up."""
-        self._producer.close(timeout=5)
+    def close(self, *, timeout_s: float = 5.0) -> None:
+        """Let go of the broker; what is not acknowledged by then is given up."""
+        with contextlib.suppress(KafkaError):
+            self._producer.flush(timeout=timeout_s)
+        # The client's own close waits for what never comes and then leaves its thread and sockets behind.
+        self._producer._sender.force_close()
+        self._producer.close(timeout=timeout_s)
 
     def _check_exists(self, topic: str) -> None:
         """Once for each topic: the client would wait for one that is missing until it times out."""
@@ -168,7 +175,7 @@ class EventProducer:
             raise TopicMissing(topic)
 
     def _admin(self) -> KafkaAdminClient:
-        return KafkaAdminClient(**self._settings)
+        return connected_admin(self._settings)
 
     def _note_failure(self, error: BaseException) -> None:
         with self._lock:

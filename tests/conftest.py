@@ -21,8 +21,9 @@ __all__ = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # kafka-python leaves the socket of a connection that was refused to the garbage collector.
+    # kafka-python leaves the sockets of connections that were refused to the garbage collector.
     config.addinivalue_line("filterwarnings", "ignore:unclosed <socket.socket .*laddr=.'0.0.0.0'.*:ResourceWarning")
+    config.addinivalue_line("filterwarnings", "ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 
 
 def pytest_report_header() -> str:
