@@ -182,12 +182,13 @@ class Daemon:
 
     def shut_down(self) -> None:
         """Stops the threads in the order in which they feed each other. Raises what made a thread fail."""
-        # 1. Intake, so that no phase begins any more.
-        self.intake.stop()
-        # 2. Learning, which finishes the phase under way: nothing depends on it, but the next start has less to do.
+        learning, intake = self._threads
+        # 1. Learning, which finishes the phase under way: nothing depends on it, but the next start has less to do.
         self.stopping.set()
-        for thread in reversed(self._threads):
-            thread.join()
+        learning.join()
+        # 2. Intake last, since a version is published with its help.
+        self.intake.stop()
+        intake.join()
         if self._failure is not None:
             raise self._failure
 

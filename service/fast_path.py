@@ -41,6 +41,7 @@ class FastPath:
         self._offer: tuple[Serving, Offsets] | None = None
         self._caught_up = threading.Event()
         self._forget: Offsets | None = None
+        self._ended = False
         self.sink_lost = False
         """Redis missed a write: what the overlay knows has to be written again."""
 
@@ -57,12 +58,18 @@ class FastPath:
 
     def offer(self, serving: Serving, learned: Offsets) -> None:
         """Learning: `serving` is written; bring it up to date with what came after `learned`, and keep it so."""
-        self._caught_up.clear()
+        if not self._ended:
+            self._caught_up.clear()
         self._offer = (serving, learned)
 
     def wait_caught_up(self, timeout_s: float) -> bool:
         """Learning: waits until the offered version has had everything that has arrived, at most `timeout_s`."""
-        return self._caught_up.wait(timeout_s)
+        return self._caught_up.wait(timeout_s) and not self._ended
+
+    def end(self) -> None:
+        """Intake: there will be no more `apply`, so that nobody waits for it."""
+        self._ended = True
+        self._caught_up.set()
 
     def up_to_date(self, serving: Serving) -> bool:
         """Learning, holding `Live.lock`: whether `serving` lacks nothing that has arrived, so that it may be

@@ -110,6 +110,12 @@ class Intake:
     def run(self) -> None:
         """Polls until stopped. Raises DataTruncated, or whatever is beyond repair; a broker that is away is waited
         for."""
+        try:
+            self._run()
+        finally:
+            self._fast_path.end()
+
+    def _run(self) -> None:
         patient = patiently("kafka", SourceUnavailable, stopping=self._stopping)
         step = self._begin
         while not self._stopping.is_set():

@@ -64,8 +64,9 @@ class Learning:
 
     def idle_after(self, finished: threading.Event) -> bool:
         """Whether, `finished` being set, there is nothing left to learn or publish."""
+        published = self._reconciled and not self._engine.unpublished and not self._fast_path.sink_lost
         # A phase is unfinished from when intake puts it until it has been run: no moment in between looks idle.
-        return finished.is_set() and self._phases.unfinished_tasks == 0 and not self._engine.unpublished
+        return finished.is_set() and self._phases.unfinished_tasks == 0 and published
 
     def run(self) -> None:
         """Runs phases until stopped; the one under way is finished."""
@@ -76,6 +77,8 @@ class Learning:
                 phase = self._phases.get(timeout=TURN_S)
             except Empty:
                 continue
+            if self._stopping.is_set():
+                return  # the next start does it again
             self._run_phase(phase)
             self._phases.task_done()
 
