@@ -6,55 +6,56 @@ test-then-train evaluation (Gama, Sebastião & Rodrigues, "On evaluating stream 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.learner import Learner
-from models.memory import EventBatch, Memory
+from models.memory import EventBatch
 from models.overlay import Overlay
-from models.prequential import rank_events
-from models.serving import Snapshot
-from models.spec import ModelSpec, TrainSpec
+from service.config import Config
+from service.trainer import Trainer
 
-HELD_OUT = 0.2
-"""Share of a phase, its newest, that judges the candidate and is learned with the next phase."""
+ACTION = "rating"
+"""What every event of a judge's stream is called."""
+NEVER = -1e9
+"""Score of an item that was not announced yet: below every other, and finite."""
 
 
-@dataclass(frozen=True)
-class ContenderConfig:
-    """What the daemon would read from its configuration file."""
+class Past(Protocol):
+    """What a judge tells: events `0..n-1`, and items announced so far. It grows between calls."""
 
-    model: ModelSpec = field(default_factory=ModelSpec)
-    train: TrainSpec = field(default_factory=TrainSpec)
-    seed: int = 0
-    gate: bool = True
-    action: str = "rating"
+    ni: int
+    """How many items there will ever be."""
+    u: NDArray[np.int64]
+    i: NDArray[np.int64]
+    v: NDArray[np.float32]
+    t: NDArray[np.float64]
+    announced: NDArray[np.float64]
+    """Infinite until an item is announced, (ni,)."""
+    features: dict[str, NDArray[np.float32]]
+    """Modality → (ni, D), zeros where an item has none or is not announced."""
 
 
 class Contender:
-    """Memory, learner and overlay driven by a judge's `past` (see `judge_probe`)."""
+    """The daemon's trainer and overlay, driven by a judge."""
 
-    def __init__(self, past: Any, config: ContenderConfig) -> None:
+    def __init__(self, past: Past, config: Config) -> None:
+        modalities = config.model.modalities or {name: rows.shape[1] for name, rows in past.features.items()}
+        config = config.model_copy(update={"model": replace(config.model, modalities=modalities)})
         self.past = past
-        modalities = {name: rows.shape[1] for name, rows in past.features.items()}
-        self.spec = ModelSpec(**{**vars(config.model), "modalities": dict(config.model.modalities) or modalities})
         self.config = config
-        self.memory = Memory(self.spec, config.train.actions)
-        self.learner = Learner(self.spec, config.train, self.memory, config.seed)
+        self.trainer = Trainer.fresh(config)
+        self.overlay = Overlay(self.trainer.snapshot(version=0))
         self.phase = 0
-        self.learned = 0
-        self.refused = 0
-        self.pending_items: list[int] = []
-        self.announced = np.zeros(past.ni, bool)
-        self.row_of = np.full(past.ni, -1)
-        self.overlay = Overlay(Snapshot.build(self.spec, self.learner.state_dict(), self.memory, version=0))
+        self.refused: list[str] = []
+        """The gate's reasons."""
+        self._announced = np.zeros(past.ni, bool)
+        self._to_memory: list[int] = []
+        self._row = np.full(past.ni, -1)
         if config.model.objective == "rating":
-            self.rate = self._rate
-
-    # -- the protocol
+            self.rate = self._rate  # the judge measures RMSE of whoever has this method
 
     def event(self, j: int) -> None:
         """Event j is past."""
@@ -62,73 +63,59 @@ class Contender:
         self.overlay.observe(self._batch(j, j + 1))
 
     def row(self, u: int, history: Any, t: float) -> NDArray[np.float64]:  # noqa: ARG002
-        """Scores over all items."""
+        """Scores over all items, (ni,)."""
         self._announce()
         scores = self.overlay.scores(str(u))
-        out = np.full(self.past.ni, -1e9)
-        missing = np.flatnonzero(self.row_of < 0)
-        rows = [self.overlay.item_index(str(i)) for i in missing]
-        self.row_of[missing] = [-1 if row is None else row for row in rows]
-        known = self.row_of >= 0
-        out[known] = scores[self.row_of[known]]
+        for i in np.flatnonzero(self._row < 0):
+            row = self.overlay.item_index(str(i))
+            self._row[i] = -1 if row is None else row
+        out = np.full(self.past.ni, NEVER)
+        known = self._row >= 0
+        out[known] = scores[self._row[known]]
         return out
 
     def _rate(self, u: int, i: int, history: Any, t: float) -> float:  # noqa: ARG002
-        user = self.overlay.user_vectors([str(u)])
+        self._announce()
+        user_BV = self.overlay.user_vectors([str(u)])
         if self.overlay.item_index(str(i)) is None:
-            return float(user[0, -1])
-        return float(self.overlay.snapshot.scores(user, self.overlay.item_vectors([str(i)]))[0, 0])
+            return float(user_BV[0, -1])  # the user's base alone
+        return float(self.overlay.snapshot.scores(user_BV, self.overlay.item_vectors([str(i)]))[0, 0])
 
     def train(self, a: int, b: int) -> None:
-        """Events a..b-1 are a phase: learn its first 80% and what was held out last time, judge, swap."""
+        """Events a..b-1 are a phase: learn, judge, and serve the better one over all that has happened."""
         self._announce()
-        memory, learner = self.memory, self.learner
-        for i in self.pending_items:
-            memory.announce(str(i), float(self.past.announced[i]), self._features(i))
-        self.pending_items.clear()
+        trainer = self.trainer
+        for i in self._to_memory:
+            trainer.memory.announce(str(i), float(self.past.announced[i]), self._features(i))
+        self._to_memory.clear()
         self.phase += 1
-        memory.append(self._batch(a, b))
-        stop = b - int((b - a) * HELD_OUT)
-        while stop < b and self.past.t[stop] == self.past.t[stop - 1]:
-            stop += 1
-        before = learner.state_dict() if self.config.gate else None
-        now = float(self.past.t[b - 1])
-        learner.learn(np.arange(self.learned, stop), now=now, replay_ratio=self.config.train.replay_ratio)
-        self.learned = stop
-        candidate = learner.state_dict()
-        if before is not None and self.phase > 1 and not self._accept(before, candidate, stop, b):
-            learner.load_state_dict(before)
-            candidate = before
-            self.refused += 1
-        self.overlay = Overlay(Snapshot.build(self.spec, candidate, memory, version=self.phase))
-        self.row_of[:] = -1
-
-    # -- pieces
-
-    def _accept(self, champion: dict[str, Any], candidate: dict[str, Any], a: int, b: int) -> bool:  # noqa: ARG002
-        return True
+        fresh = trainer.memory.append(self._batch(a, b))
+        attempt = trainer.learn(
+            fresh, replay_ratio=self.config.train.replay_ratio, threads=self.config.train.threads or 1
+        )
+        verdict = trainer.judge(attempt)
+        if verdict is not None and verdict.decision == "refused":
+            self.refused.append(verdict.reason)
+        else:
+            trainer.crown(trainer.state_dict())
+        self.overlay = Overlay(trainer.snapshot(version=self.phase))
 
     def _batch(self, a: int, b: int) -> EventBatch:
         past = self.past
-        return EventBatch(
-            [str(u) for u in past.u[a:b].tolist()], [str(i) for i in past.i[a:b].tolist()],
-            [self.config.action] * (b - a), past.v[a:b], past.t[a:b],
-        )  # fmt: skip
+        users, items = ([str(one) for one in ids[a:b].tolist()] for ids in (past.u, past.i))
+        return EventBatch(users, items, [ACTION] * (b - a), past.v[a:b], past.t[a:b])
 
     def _announce(self) -> None:
-        new = np.flatnonzero(np.isfinite(self.past.announced) & ~self.announced)
-        self.announced[new] = True
+        new = np.flatnonzero(np.isfinite(self.past.announced) & ~self._announced)
+        self._announced[new] = True
         for i in new.tolist():
             self.overlay.announce(str(i), float(self.past.announced[i]), self._features(i))
-            self.pending_items.append(i)
+        self._to_memory += new.tolist()
 
     def _features(self, i: int) -> dict[str, NDArray[np.float32]]:
         return {name: rows[i] for name, rows in self.past.features.items() if rows[i].any()}
 
 
-def make(past: Any, config: ContenderConfig | None = None) -> Contender:
-    """The contender over a judge's `past`."""
-    return Contender(past, config or ContenderConfig())
-
-
-__all__ = ["Contender", "ContenderConfig", "make", "rank_events"]
+def make(past: Past, config: Config | None = None) -> Contender:
+    """The contender over a judge's `past`, with the defaults of the configuration file unless told otherwise."""
+    return Contender(past, config or Config())

@@ -1,4 +1,9 @@
-"""Run the contender under a prequential judge: python -m benchmarks.judge_probe JUDGE.py FOLDER [--limit N] [--set train.batch=512 …]."""
+"""Run the contender under a prequential judge and print its figures as one JSON line.
+
+    python -m benchmarks.judge_probe JUDGE.py FOLDER [--limit N] [--set train.batch=512 model.head=mlp …]
+
+`JUDGE.py` has `Stream(path, limit)` and `evaluate(stream, make, phases=…, catalogue=…)`.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +12,29 @@ import importlib.util
 import json
 import sys
 import time
-from dataclasses import replace
 from typing import Any
 
-import torch
-
-from benchmarks.contender import Contender, ContenderConfig, make
-from models.spec import ModelSpec, TrainSpec
+from benchmarks.contender import Contender, make
+from service.config import Config
 
 
-def parse(settings: list[str]) -> ContenderConfig:
-    """`train.batch=512`, `model.dim=32`, `gate=false`: values in JSON, else text."""
-    groups: dict[str, dict[str, Any]] = {"model": {}, "train": {}, "": {}}
+def parse(settings: list[str]) -> Config:
+    """`train.batch=512`, `model.head=mlp`, `seed=1`: keys of the configuration, values in JSON or else text."""
+    tables: dict[str, Any] = {}
     for setting in settings:
         name, _, text = setting.partition("=")
-        group, _, key = name.rpartition(".")
+        table, _, key = name.rpartition(".")
+        target = tables.setdefault(table, {}) if table else tables
         try:
-            groups[group][key] = json.loads(text)
+            target[key] = json.loads(text)
         except json.JSONDecodeError:
-            groups[group][key] = text
-    config = ContenderConfig(**groups[""])
-    return replace(config, model=ModelSpec(**groups["model"]), train=TrainSpec(**groups["train"]))
+            target[key] = text
+    return Config(**tables)
 
 
 def main() -> None:
-    """Print the judge's figures as one JSON line."""
-    parser = argparse.ArgumentParser()
+    """Parse the command line, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("judge")
     parser.add_argument("folder")
     parser.add_argument("--limit", type=int)
@@ -40,7 +42,6 @@ def main() -> None:
     parser.add_argument("--catalogue", default="announced")
     parser.add_argument("--set", nargs="*", default=[])
     args = parser.parse_args()
-    torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("judge", args.judge)
     if spec is None or spec.loader is None:
         sys.exit(f"No judge at {args.judge}.")
@@ -53,12 +54,13 @@ def main() -> None:
         built.append(make(past, config))
         return built[-1]
 
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     result = judge.evaluate(judge.Stream(args.folder, args.limit), build, phases=args.phases, catalogue=args.catalogue)
-    result["refused"] = built[-1].refused
-    result["wall_s"] = time.perf_counter() - started
-    result["scales"] = [round(x, 3) for x in built[-1].learner.calibration.scales.tolist()]
-    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}))
+    result |= {"wall_s": time.perf_counter() - started, "processor_s": time.process_time() - processor}
+    result["refused"] = len(built[-1].refused)
+    scales = built[-1].trainer.learner.calibration.scales
+    result["scales"] = [round(scale, 3) for scale in scales.tolist()]
+    print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in result.items()}))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from models.popularity import Popularity
 
 Ints = NDArray[np.int64]
 
+SEEN = 256
+"""How far back it is known what a user had: such items are no candidates, and to have one again teaches nothing new."""
+
 
 @dataclass
 class Examples:
@@ -31,6 +34,8 @@ class Examples:
     histories: Histories
     cold_B: NDArray[np.bool_]
     """Whether nobody had touched the item by then: its residual and bias did not exist."""
+    seen_BS: Ints
+    """Items that the user had had by then, of the last `SEEN` events; -1 for none."""
     fresh: int
     """How many of them are new; the others are replayed."""
 
@@ -52,6 +57,13 @@ class Examples:
             value_B=log.value[position_B],
             time_B=time_B,
             histories=Histories.from_log(log, log.before[position_B], length, until_B=time_B),
+            seen_BS=seen_before(log, position_B),
             cold_B=(first_B < 0) | (first_B >= position_B),
             fresh=len(fresh_B),
         )
+
+
+def seen_before(log: LogView, position_B: Ints) -> Ints:
+    """Items of each event's user in the `SEEN` events of strictly earlier times, (B, S), -1 for none."""
+    history_BS = log.histories(log.before[position_B], SEEN)
+    return np.where(history_BS >= 0, log.item[history_BS], -1).astype(np.int64)

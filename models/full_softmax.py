@@ -29,14 +29,14 @@ class FullSoftmax(torch.autograd.Function):
         target_B: Tensor,
         weight_B: Tensor,
         hidden_BN: Tensor | None,
-        hidden_BL: Tensor | None,
+        hidden_BS: Tensor | None,
         cold_C: Tensor,
         cold_CV: Tensor,
         offset_N: Tensor | None,
         fresh: int,
         split: int,
     ) -> Tensor:
-        """`hidden_BN`: true where no candidate; `hidden_BL`: indices of more of them, -1 for none; `offset_N` is added
+        """`hidden_BN`: true where no candidate; `hidden_BS`: indices of more of them, -1 for none; `offset_N` is added
         to all scores of an item."""
         score_BN = user_BV @ item_NV.T
         if offset_N is not None:
@@ -47,9 +47,9 @@ class FullSoftmax(torch.autograd.Function):
             own_B1[cold_C] = own if offset_N is None else own + offset_N[target_B[cold_C]].unsqueeze(1)
         if hidden_BN is not None:
             score_BN.masked_fill_(hidden_BN, -torch.inf)
-        if hidden_BL is not None:
+        if hidden_BS is not None:
             # an index of -1 hides nothing: it points at the target, which is written last
-            score_BN.scatter_(1, torch.where(hidden_BL >= 0, hidden_BL, target_B.unsqueeze(1)), -torch.inf)
+            score_BN.scatter_(1, torch.where(hidden_BS >= 0, hidden_BS, target_B.unsqueeze(1)), -torch.inf)
         score_BN.scatter_(1, target_B.unsqueeze(1), own_B1)
         top_B1 = score_BN.amax(1, keepdim=True)
         score_BN.sub_(top_B1).exp_()

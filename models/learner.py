@@ -173,18 +173,14 @@ class Learner:
             self.values.take(log.value[start:stop])
         touched = self.popularity.advance(log.item[start:stop], log.weight[start:stop] > 0)
         if len(self.features) == len(self.popularity):
-            self.features[torch.from_numpy(touched).to(self.device)] = self._features(
-                touched, float(log.time[stop - 1])
-            )
+            age_s = log.time[self.popularity.last[touched]] - self.memory.announced[touched]
+            features = self.popularity.features(touched, age_s, as_of_touch=True)
+            self.features[torch.from_numpy(touched).to(self.device)] = torch.from_numpy(features).to(self.device)
 
     def pass_over(self, stop: int) -> None:
         """The events before `stop` happened, though nothing was learned from them: popularity counts them."""
         self._grow()
         self.advance(self.memory.log.view(shared_tail=True), stop)
-
-    def _features(self, rows: Ints, now: float) -> Tensor:
-        age_s = now - self.memory.announced[rows]
-        return torch.from_numpy(self.popularity.features(rows, age_s)).to(self.device)
 
     def _refresh(self, now: float) -> None:
         rows = np.arange(len(self.popularity))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models import catalogue, losses
 from models.event_log import LogView
-from models.examples import Examples
+from models.examples import Examples, seen_before
 from models.full_softmax import FullSoftmax
 from models.histories import HistoryTensors
 from models.sampling import uniform_negatives
@@ -117,7 +117,15 @@ class Objective:
 
 
 class Ranking(Objective):
-    """Softmax of the next item among all that are announced by then, or a sample of them."""
+    """Softmax of the next item among all that are announced by then and new to the user, or a sample of them."""
+
+    def usable(self, log: LogView, positions: Ints) -> Ints:
+        """Positive events, without repeats unless they are to be learned."""
+        positions = super().usable(log, positions)
+        if self.learner.train.repeats:
+            return positions
+        repeated = (seen_before(log, positions) == log.item[positions][:, None]).any(1)
+        return positions[~repeated]
 
     def forward(self, examples: Examples) -> Step:
         """The whole catalogue where it is small, else in-batch and uniform negatives."""
@@ -141,10 +149,10 @@ class Ranking(Objective):
         weight_B = torch.from_numpy(examples.weight_B / max(float(examples.weight_B.sum()), 1e-9)).to(device)
         cold_C, cold_CV = self._cold(examples, rows, target_B)
         hidden_BN = self._hidden(examples, rows, candidates)
-        hidden_BL = self._own(history, candidates)
+        hidden_BS = self._own(examples, rows, candidates)
         if learner.spec.head == "dot":
             loss = FullSoftmax.apply(  # type: ignore[no-untyped-call]
-                user_BV, item_RV[:candidates], target_B, weight_B, hidden_BN, hidden_BL, cold_C, cold_CV, offset,
+                user_BV, item_RV[:candidates], target_B, weight_B, hidden_BN, hidden_BS, cold_C, cold_CV, offset,
                 examples.fresh, learner.spec.dim + 1,
             )  # fmt: skip
         else:
@@ -154,7 +162,7 @@ class Ranking(Objective):
                 score_BN = score_BN.index_put((cold_C, target_B[cold_C]), own)
             score_BN = score_BN if offset is None else score_BN + offset
             allowed = torch.ones_like(score_BN, dtype=torch.bool) if hidden_BN is None else ~hidden_BN
-            allowed = allowed.scatter(1, torch.where(hidden_BL >= 0, hidden_BL, target_B.unsqueeze(1)), False)
+            allowed = allowed.scatter(1, torch.where(hidden_BS >= 0, hidden_BS, target_B.unsqueeze(1)), False)
             loss = losses.softmax_ranking(score_BN, target_B, allowed, weights=weight_B)
         return Step(loss, rows, vectors_RD, bias_R, shown_R)
 
@@ -197,10 +205,14 @@ class Ranking(Objective):
         hidden[:, late] = announced[late][None, :] > examples.time_B[:, None]
         return torch.from_numpy(hidden).to(self.learner.device)
 
-    def _own(self, history: HistoryTensors, candidates: int) -> Tensor:
-        """Places of the history's own items among the candidates, -1 where they are none."""
-        shown = history.mask_BL & (history.item_BL < candidates)
-        return torch.where(shown, history.item_BL, torch.full_like(history.item_BL, -1))
+    def _own(self, examples: Examples, rows: Tensor | None, candidates: int) -> Tensor:
+        """Places among the candidates of what the user had before, (B, S), -1 where they are none."""
+        seen_BS = torch.from_numpy(examples.seen_BS).to(self.learner.device)
+        if rows is None:
+            return seen_BS
+        place = torch.full((len(self.learner.popularity) + 1,), -1, dtype=torch.int64, device=seen_BS.device)
+        place[rows[:candidates]] = torch.arange(candidates, device=seen_BS.device)
+        return place[seen_BS]  # -1 is the place behind all items, which is -1
 
     @torch.no_grad()
     def calibrate(self, log: LogView, positions: Ints) -> None:
@@ -262,15 +274,12 @@ class Ranking(Objective):
         announced = learner.memory.announced[lead.cpu().numpy()]
         allowed = torch.from_numpy(announced[None, :] <= examples.time_B[:, None]).to(learner.device)
         allowed &= lead != target.unsqueeze(1)
-        seen_BNL = (learner_rows(examples).unsqueeze(1).to(learner.device) == lead[None, :, None]).any(2)
-        allowed &= ~seen_BNL
+        place = torch.full((items + 1,), n, dtype=torch.int64, device=learner.device)
+        place[lead] = torch.arange(n, device=learner.device)
+        seen_BS = place[torch.from_numpy(examples.seen_BS).to(learner.device)]
+        allowed &= ~torch.zeros(len(target), n + 1, dtype=torch.bool).scatter(1, seen_BS, True)[:, :n]
         allowed = torch.cat((torch.ones_like(allowed[:, :1]), allowed), dim=1)
         return all_BNT, torch.zeros(len(target), dtype=torch.int64), allowed, history.length_B
-
-
-def learner_rows(examples: Examples) -> Tensor:
-    """Item rows of the histories, -1 for none, (B, L)."""
-    return torch.from_numpy(examples.histories.item_BL)
 
 
 class Pairs(Objective):

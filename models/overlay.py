@@ -379,6 +379,7 @@ class Overlay:
         slot = self._slot.rows[rows]
         known = rows < len(base)
         out = base[np.where(known, rows, 0)] if len(base) else np.zeros((*rows.shape, *base.shape[1:]), np.float32)
+        out[~known] = 0.0  # new, and not computed yet
         patched = slot >= 0
         out[patched] = patches.rows[slot[patched]]
         return out

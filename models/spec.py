@@ -67,5 +67,7 @@ class TrainSpec:
     """Most items of a step whose gradient goes on into the encoders; encoding a large catalogue anew each step costs most."""
     negatives: int = 2048
     """Uniform negatives of a step, where they are sampled."""
+    repeats: bool = False
+    """Whether `ranking` learns events of an item that the user had before; recommendations leave such items out."""
     actions: Mapping[str, float] = field(default_factory=lambda: {"default": 1.0, "skip": -1.0, "dislike": -1.0})
     """Weight of each action; negative ones are kept in histories but never learned as positives."""

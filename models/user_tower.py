@@ -27,13 +27,13 @@ class UserTower(nn.Module):
     def __init__(self, dim: int, history: int, features: int = 0) -> None:
         """`features` is the length of the encoded user features, 0 for none."""
         super().__init__()
-        self.rank = nn.Parameter(torch.zeros(history, dim))
-        self.gap = nn.Parameter(torch.zeros(GAPS, dim))
-        self.action = nn.Parameter(torch.zeros(ACTIONS, dim))
-        self.value = nn.Parameter(torch.zeros(2, dim))
-        self.length = nn.Parameter(torch.zeros(LENGTHS, dim))
         self.key = nn.Linear(dim, HEADS)
-        self.recency = nn.Parameter(-0.1 * torch.arange(history, dtype=torch.float32).unsqueeze(1).repeat(1, HEADS))
+        recency = -0.1 * torch.arange(history, dtype=torch.float32)
+        self.rank = nn.Parameter(recency.unsqueeze(1).repeat(1, HEADS))
+        self.gap = nn.Parameter(torch.zeros(GAPS, HEADS))
+        self.action = nn.Parameter(torch.zeros(ACTIONS, HEADS))
+        self.value = nn.Parameter(torch.zeros(2, HEADS))
+        self.length = nn.Parameter(torch.zeros(LENGTHS, dim))
         self.norm = nn.LayerNorm(HEADS * dim + dim)
         self.inner = nn.Linear(HEADS * dim + dim + features, 2 * dim)
         self.outer = nn.Linear(2 * dim, dim)
@@ -48,23 +48,18 @@ class UserTower(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Item vectors (B, L, D) of the history to user vectors (B, D); drops inner units where `dropout` > 0."""
-        length = x_BLD.shape[1]
-        mask_BL1 = inputs.mask_BL.unsqueeze(-1)
-        x_BLD = x_BLD * mask_BL1
-        k_BLD = (
-            x_BLD
-            + self.rank[:length]
+        # what was done when enters the weights alone: per head a number a place, and not a vector
+        logit_BLH = (
+            self.key(x_BLD)
+            + self.rank[: x_BLD.shape[1]]
             + functional.embedding(inputs.gap_BL, self.gap)
             + functional.embedding(inputs.action_BL, self.action)
             + inputs.value_BL.unsqueeze(-1) * self.value[0]
             + inputs.valued_BL.unsqueeze(-1) * self.value[1]
         )
-        k_BLD = k_BLD * mask_BL1
-        weight_BLH = masked_softmax(
-            (self.key(k_BLD) + self.recency[:length]).transpose(1, 2), inputs.mask_BL.unsqueeze(1)
-        ).transpose(1, 2)
-        pooled_BHD = torch.einsum("blh,bld->bhd", weight_BLH, k_BLD)
-        direct_BD = torch.einsum("bl,bld->bd", weight_BLH.mean(2), x_BLD)
+        weight_BHL = masked_softmax(logit_BLH.transpose(1, 2), inputs.mask_BL.unsqueeze(1))
+        pooled_BHD = weight_BHL @ x_BLD
+        direct_BD = pooled_BHD.mean(1)
         z = torch.cat((pooled_BHD.flatten(1), functional.embedding(inputs.length_B, self.length)), dim=1)
         z = self.norm(z)
         if features is not None:
