@@ -102,12 +102,14 @@ def measure(
     weights = [snapshot.weights.get(action, snapshot.weights.get("default", 1.0)) for action in batch.actions]
     positive = np.array(weights) > 0
     measured = Measured()
+    seen: dict[str, set[int]] = {}
     for start, stop in _chunks(batch.times, chunk):
         part, span = batch[start:stop], slice(start, stop)
         if not chosen[span].any():
             overlay.observe(part)
+            seen.clear()
         elif snapshot.spec.objective == "ranking":
-            _rank(overlay, part, chosen[span] & positive[span], measured)
+            _rank(overlay, part, chosen[span] & positive[span], seen, measured)
         else:
             _predict(overlay, part, chosen[span], positive[span], measured)
     return {**measured.metrics(k=k, objective=snapshot.spec.objective), "sampled": float(chosen.sum())}
@@ -123,9 +125,14 @@ def _chunks(times: Floats, size: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _rank(overlay: Overlay, part: EventBatch, chosen: NDArray[np.bool_], measured: Measured) -> None:
+def _rank(
+    overlay: Overlay, part: EventBatch, chosen: NDArray[np.bool_], seen: dict[str, set[int]], measured: Measured
+) -> None:
+    """Ranks the chosen events and lets the overlay observe all; `seen` are the item rows that each user had by then."""
     rows = [overlay.item_index(item) for item in part.items]
-    seen = {user: set(overlay.seen(user).tolist()) for user in dict.fromkeys(part.users)}
+    for user in part.users:
+        if user not in seen:
+            seen[user] = set(overlay.seen(user).tolist())
     popularity = overlay.counts()
     cold = [row is None or popularity.first[row] < 0 for row in rows]
     columns = (len(HALF_LIVES) - 1, DECAYED)
