@@ -28,3 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> str:
     return report_line()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not terminalreporter.showheader:  # As with -q, which pyproject.toml sets.
+        terminalreporter.write_line(report_line())
