@@ -78,6 +78,9 @@ class Engine:
         else:
             self._restore(self.parent)
         self.parent_snapshot = self.trainer.snapshot(version=self.parent or 0)
+        self.metrics.version.set(self.parent or 0)
+        self.metrics.catalogue_items.set(self.trainer.memory.n_items)
+        self.metrics.known_users.set(self.trainer.memory.n_users)
 
     def _restore(self, version: int) -> None:
         checkpoint = self.store.load(version)
@@ -218,6 +221,7 @@ class Engine:
         )
         self._save(line, phase.maxima, refused=decision in ("refused", "empty"))
         count_phase(self.metrics, line, verdict, self.trainer.memory)
+        self.metrics.replay_ratio.set(intent.replay_ratio)
         return line
 
     def _save(self, line: PhaseLine, maxima: Mapping[TopicPartition, float], *, refused: bool) -> None:
@@ -254,6 +258,8 @@ class Engine:
             segments=segments,
             rewrite=rewrite,
         )
+        added = sum(map(len, (rewrite or segments).values()))
+        self.metrics.checkpoint_bytes.set(added + sum(file.size for file in self.manifest.files.values()))
         self.parent = line.version
         self.maxima = dict(maxima)
         self.phase_log.append(line)

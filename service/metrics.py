@@ -14,7 +14,7 @@ FRESHNESS_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.
 STAGE_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 
 DECISIONS = ("promoted", "refused", "held", "empty")
-FRESHNESS_KINDS = ("user", "item", "popularity")
+FRESHNESS_KINDS = ("user", "item", "profile")
 EXAMPLE_KINDS = ("new", "replayed")
 VECTOR_KINDS = ("items", "users")
 
@@ -47,7 +47,7 @@ class Metrics:
         self.dead_letters = self._counter("dead_letters_total", "Records written to the dead letter topic.")
         self.consumer_lag_records = self._gauge(
             "consumer_lag_records",
-            "Records between the last one learned and the partition's end.",
+            "Records between the last one read and the partition's end.",
             "topic",
             "partition",
         )

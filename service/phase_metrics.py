@@ -23,12 +23,13 @@ def count_phase(metrics: Metrics, line: PhaseLine, verdict: Verdict | None, memo
         metrics.watermark_timestamp_seconds.set(line.watermark)
     metrics.catalogue_items.set(memory.n_items)
     metrics.known_users.set(memory.n_users)
+    metrics.examples.labels(kind="new").inc(line.metrics.get("learn_new") or 0.0)
+    metrics.examples.labels(kind="replayed").inc(line.metrics.get("learn_replayed") or 0.0)
+    if (loss := line.metrics.get("learn_loss")) is not None:
+        metrics.learn_loss.set(loss)
     for name, value in line.metrics.items():
-        if value is None:
-            continue
-        if name.startswith("gate_"):
-            continue
-        metrics.prequential.labels(metric=name).set(value)
+        if value is not None and not name.startswith(("gate_", "learn_")):
+            metrics.prequential.labels(metric=name).set(value)
     for who in ("candidate", "champion", "popularity", "decayed_popularity"):
         value = line.metrics.get(f"gate_{who}")
         if value is not None:

@@ -102,6 +102,7 @@ class Publisher:
             with self.live.lock:
                 if self.fast_path is None or self.fast_path.up_to_date(serving):
                     self.live.swap(serving)
+                    self.metrics.champion_version.set(serving.version)
                     return
             self._wait_again(serving)
 
