@@ -152,7 +152,7 @@ class DemoDirectory:
         return StateError(f"{self.root} {what}.", hint="Name another --state-dir, or remove this one to start anew.")
 
 
-PHASE_EVENTS = 2_500
+PHASE_EVENTS = 4_000
 """Interactions in a phase of the demo."""
 MEASURED_EVENTS = 1_000
 """Of those, a uniform sample that the parent model ranks."""
