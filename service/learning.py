@@ -15,9 +15,9 @@ from service.fast_path import FastPath
 from service.intake import DeadLetters, Intake
 from service.intent import Intent
 from service.interventions import carry_out, reconcile
+from service.live import SINK_TROUBLE
 from service.phase import run_phase
 from service.publication import PublicationError, Publisher
-from streams.sink_types import SinkUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -109,15 +109,17 @@ class Learning:
             return
         self._mended = self._watched = now
         try:
+            if not self._publisher.epoch:
+                self._publisher.claim()
             if not self._publisher.sink.still_mine():
                 raise HeadwaterError(
                     "Another daemon has taken this namespace over, so this one stops.",
                     hint="Run one daemon for each namespace; give this one a namespace and state_dir of its own.",
                 )
             done = reconcile(self._engine)
-            if self._fast_path.sink_lost:
+            if self._fast_path.sink_lost:  # that is, if it was not replaced by a newer version just now
                 self._fast_path.rewrite()
-        except (SinkUnavailable, PublicationError) as error:
+        except (*SINK_TROUBLE, PublicationError) as error:
             self.redis_trouble = str(error)
             self._engine.metrics.redis_up.set(0)
             return
