@@ -112,7 +112,7 @@ class Daemon:
         engine = Engine(config=config, state=self.state, metrics=metrics, clock=self.clock)
         source = kafka_source(config)
         self.stack.callback(source.close)
-        sink = redis_sink(config)
+        sink = self._patient("redis", lambda: redis_sink(config), SinkUnavailable)  # a Cluster is asked for its nodes
         self.stack.callback(sink.close)
         self.fast_path = FastPath(live=self.live, sink=sink, metrics=metrics, clock=self.clock)
         publisher = Publisher(
@@ -147,7 +147,8 @@ class Daemon:
         log.info("listening", address="http://{}:{}".format(*http.address))
 
         positions = self._patient("kafka", lambda: self._positions(engine, source), SourceUnavailable)
-        self._patient("redis", publisher.claim, SinkUnavailable)
+        if self.once:
+            publisher.claim()  # else learning does, which need not wait for Redis
         interrupted = engine.interrupted()
         letters = dead_letters(config, on_written=metrics.dead_letters.inc)
         self.stack.callback(letters.close)

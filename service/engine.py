@@ -22,6 +22,7 @@ from service.dedupe import SEGMENT, Deduplicator
 from service.errors import HeadwaterError
 from service.hold import Hold
 from service.intent import Intent, IntentFile
+from service.live import SINK_TROUBLE
 from service.manifest import CheckpointFacts, Manifest
 from service.metrics import Metrics
 from service.phase_log import Decision, PhaseLine, PhaseLog
@@ -32,7 +33,6 @@ from service.publication import PublicationError, Publisher
 from service.state_dir import StateDirectory
 from service.tombstones import Tombstones
 from service.trainer import Attempt, Trainer, training_threads
-from streams.sink_types import SinkUnavailable
 from streams.source_types import TopicPartition
 
 log = structlog.get_logger(__name__)
@@ -70,6 +70,7 @@ class Engine:
         self.phase_log = PhaseLog(self.state.layout.phases)
         for sentence in [*self.phase_log.problems, *self.phase_log.repair(self.store.phase_lines())]:
             log.warning("phases.jsonl was mended", what=sentence)
+        self._finish_promotion()
         if self.parent is None:
             self.manifest: Manifest | None = None
             self.maxima: dict[TopicPartition, float] = {}
@@ -81,6 +82,16 @@ class Engine:
         self.metrics.version.set(self.parent or 0)
         self.metrics.catalogue_items.set(self.trainer.memory.n_items)
         self.metrics.known_users.set(self.trainer.memory.n_users)
+
+    def _finish_promotion(self) -> None:
+        """A crash came after a promoted version was saved and before it was named champion: it is named now, so that
+        readers get it and the next candidate is compared with it, as if there had been no crash."""
+        if self.parent is None or self.store.manifest(self.parent).decision != "promoted":
+            return
+        named = self.store.named()[1]
+        if (self.store.champion() == self.parent) if named is None else (named < self.parent):
+            self.store.set_champion(self.parent)
+            log.warning("finished a promotion that a crash had cut short", version=self.parent)
 
     def _restore(self, version: int) -> None:
         checkpoint = self.store.load(version)
@@ -289,7 +300,7 @@ class Engine:
             return
         try:
             at = self.publisher.publish(snapshot, learned=learned, event_time=event_time)
-        except (SinkUnavailable, PublicationError) as error:
+        except (*SINK_TROUBLE, PublicationError) as error:
             self.store.set_champion(snapshot.version)
             self.unpublished = True
             log.warning("the new version is not published yet", version=snapshot.version, error=str(error))
@@ -313,7 +324,9 @@ class Engine:
         self.unpublished = False
         current = self.publisher.live.current
         if current is None or current.version != version:
-            self.publisher.adopt(self.champion_snapshot(version), self.offsets)
+            at = self.publisher.adopt(self.champion_snapshot(version), self.offsets)
+            if any(line.version == version and line.published_at is None for line in self.phase_log.lines()):
+                self.phase_log.published(version, at)  # a crash had come between the flip and this
 
     def champion_snapshot(self, version: int) -> Snapshot:
         """The served version's weights over today's catalogue and histories."""

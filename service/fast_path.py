@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from service.arrivals import Arrival, Offsets
-from service.live import Live, Serving, VectorSink
+from service.live import SINK_TROUBLE, Live, Serving, VectorSink
 from service.metrics import Metrics
 from streams.events import Interaction, Item
-from streams.sink_types import SinkUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -42,8 +41,12 @@ class FastPath:
         self._caught_up = threading.Event()
         self._forget: Offsets | None = None
         self._ended = False
-        self.sink_lost = False
-        """Redis missed a write: what the overlay knows has to be written again."""
+
+    @property
+    def sink_lost(self) -> bool:
+        """Whether Redis missed a write of the current version, so that `rewrite` is due."""
+        current = self._live.current
+        return current is not None and current.behind
 
     def apply(self, arrivals: Sequence[Arrival]) -> None:
         """Intake: these have just arrived."""
@@ -74,7 +77,7 @@ class FastPath:
     def up_to_date(self, serving: Serving) -> bool:
         """Learning, holding `Live.lock`: whether `serving` lacks nothing that has arrived, so that it may be
         flipped to."""
-        return self._next is serving and not self._backlog and not self.sink_lost
+        return self._next is serving and not self._backlog and not serving.behind and not self._ended
 
     def withdraw(self) -> None:
         """Learning: the offered version will not be published after all."""
@@ -89,11 +92,12 @@ class FastPath:
         self._forget = learned
 
     def rewrite(self) -> None:
-        """Writes all that the overlay has touched again, after Redis was away. Raises SinkUnavailable."""
+        """Writes all that the current overlay has touched again, after Redis was away. Raises what the sink raises."""
         with self._live.lock:
-            if self._live.current is not None:
-                self._live.current.write(self._sink, self._live.current.touched)
-            self.sink_lost = False
+            current = self._live.current
+            if current is not None:
+                current.write(self._sink, current.touched)
+                current.behind = False
 
     def pending_since(self, learned: Offsets) -> list[Arrival]:
         """What has arrived and is not in a snapshot that ends at `learned`."""
@@ -128,15 +132,15 @@ class FastPath:
 
     def _serve(self, serving: Serving, arrivals: Sequence[Arrival]) -> None:
         touched = serving.observe(arrivals)
-        if self.sink_lost:
+        if serving.behind:
             return
         try:
             serving.write(self._sink, touched)
-        except SinkUnavailable as error:
-            self.sink_lost = True
+        except SINK_TROUBLE as error:
+            serving.behind = True
             self._metrics.redis_up.set(0)
             log.warning(
-                "redis is away; learning goes on and its vectors will be written on its return", error=str(error)
+                "redis takes no vectors; learning goes on, and they will be written when it does", error=str(error)
             )
 
     def _measure(self, arrivals: Sequence[Arrival]) -> None:

@@ -20,16 +20,24 @@ from models.serving import Snapshot
 from service.arrivals import Arrival, event_batch
 from streams.events import Interaction, Item, User
 from streams.redis_keys import Pointer
+from streams.sink_types import SinkRefused, SinkUnavailable
 
 Kind = Literal["items", "users"]
 
+SINK_TROUBLE = (SinkUnavailable, SinkRefused)
+"""What does not stop learning: the sink is away, or refuses (memory, rights, read-only) until a person mends that. Both
+are said, and tried again."""
+
 
 class VectorSink(Protocol):
-    """Where versions are published: Redis, or memory. Raises SinkUnavailable while it cannot be reached."""
+    """Where versions are published: Redis, or memory. Raises SinkUnavailable while it cannot be reached, SinkRefused
+    while it will not."""
 
     def claim(self) -> int: ...
     def still_mine(self) -> bool: ...
     def pointer(self) -> Pointer | None: ...
+    def versions(self) -> set[int]: ...
+    def buckets_of(self, version: int) -> int: ...
     def write(self, version: int, kind: Kind, ids: Sequence[str], vectors: NDArray[np.float32]) -> None: ...
     def delete(self, version: int, kind: Kind, ids: Sequence[str]) -> None: ...
     def write_head(self, version: int, head: bytes) -> None: ...
@@ -62,6 +70,8 @@ class Serving:
         self.overlay = Overlay(snapshot)
         self.touched = Touched()
         """Everything since the snapshot; what has to be written again should Redis lose it."""
+        self.behind = False
+        """The sink missed a write of this version: what its overlay knows has to be written again."""
 
     @property
     def version(self) -> int:

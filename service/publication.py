@@ -21,10 +21,9 @@ from service.config_tables import PublishConfig
 from service.crash_points import crash_point
 from service.errors import HeadwaterError
 from service.fast_path import FastPath
-from service.live import Live, Serving, VectorSink
+from service.live import SINK_TROUBLE, Live, Serving, VectorSink
 from service.metrics import Metrics
 from streams.redis_keys import Pointer, pack_head, vector_bytes
-from streams.sink_types import SinkUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -59,8 +58,11 @@ class Publisher:
     ) -> float:
         """Publishes and swaps to `snapshot`; returns when, in seconds since the epoch.
 
-        `learned` are the offsets it contains. Raises SinkUnavailable or Fenced, with the old version still served.
+        `learned` are the offsets it contains. Raises PublicationError or what the sink raises, with the old version
+        still served.
         """
+        if not self.epoch:
+            self.claim()
         serving = Serving(snapshot)
         superseded = self.sink.pointer()
         # 1. Whatever an interrupted attempt left under this number is gone first: what we count below is ours.
@@ -86,16 +88,26 @@ class Publisher:
         return at
 
     def claim(self) -> None:
-        """Takes the namespace over: from now on an older daemon's flips are refused. Raises SinkUnavailable."""
-        self.epoch = self.sink.claim()
+        """Takes the namespace over: from now on an older daemon's flips are refused. Raises what the sink raises."""
+        epoch = self.sink.claim()
+        # What a crash left of a version that nobody was ever pointed to, or kept from expiring, goes now.
+        pointer = self.sink.pointer()
+        for version in self.sink.versions() - {None if pointer is None else pointer.version}:
+            self.sink.expire(version, self.config.grace_s)
+        self.epoch = epoch
 
     def head_there(self, version: int) -> bool:
         """Whether readers of `version` find its head."""
         pointer = self.sink.pointer()
         return pointer is None or pointer.head == "dot" or self.sink.read_head(version) is not None
 
-    def adopt(self, snapshot: Snapshot, learned: Offsets) -> None:
-        """Takes up a version that is whole in Redis already: no flip, only what arrived after `learned`."""
+    def adopt(self, snapshot: Snapshot, learned: Offsets) -> float:
+        """Takes up a version that is whole in Redis already: no flip, only what arrived after `learned`.
+
+        Returns when it was published, in seconds since the epoch.
+        """
+        pointer = self.sink.pointer()
+        at = self.clock() if pointer is None else datetime.fromisoformat(pointer.published_at).timestamp()
         serving = Serving(snapshot)
         self._catch_up(serving, learned)
         while True:
@@ -103,7 +115,7 @@ class Publisher:
                 if self.fast_path is None or self.fast_path.up_to_date(serving):
                     self.live.swap(serving)
                     self.metrics.champion_version.set(serving.version)
-                    return
+                    return at
             self._wait_again(serving)
 
     def least_version(self) -> int:
@@ -111,7 +123,7 @@ class Publisher:
         written it."""
         try:
             pointer = self.sink.pointer()
-        except SinkUnavailable:
+        except SINK_TROUBLE:
             return 1
         return 1 if pointer is None else pointer.version + 1
 
@@ -181,7 +193,7 @@ class Publisher:
 
     def _wait_again(self, serving: Serving) -> None:
         assert self.fast_path is not None
-        if self.fast_path.sink_lost or not self.fast_path.wait_caught_up(CATCH_UP_S):
+        if serving.behind or not self.fast_path.wait_caught_up(CATCH_UP_S):
             self.fast_path.withdraw()
             raise PublicationError(
                 f"Version {serving.version} could not be kept up to date while it was published.",
@@ -197,12 +209,12 @@ class Publisher:
             epoch=self.epoch,
             dim=snapshot.dim,
             dtype="float32",
-            buckets=self.config.buckets,
+            buckets=self.sink.buckets_of(snapshot.version),
             head=snapshot.spec.head,
             items=self._written["items"],
             users=self._written["users"],
             default_user=vector_bytes(snapshot.default_user),
-            score="logit",
+            score="value" if snapshot.spec.objective == "rating" else "logit",
             published_at=rfc3339(at),
             event_time=None if event_time is None else rfc3339(event_time),
             writer=self.writer,
