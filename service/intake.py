@@ -307,15 +307,14 @@ class Intake:
                 "partitions were added and are read from their beginning", partitions=[f"{t}[{p}]" for t, p in added]
             )
             beginning = self._source.beginning()
-            for tp in added:
-                self._positions[tp] = beginning.get(tp, 0)
-                self._builder.add_partition(tp, self._positions[tp])
+            added = {tp: beginning.get(tp, 0) for tp in added}
+            self._source.assign({**{tp: self._source.position(tp) for tp in self._positions}, **added})
+            self._positions |= added  # only now: should the broker go away before, they are still to be added
+            for tp, position in added.items():
+                self._builder.add_partition(tp, position)
                 if tp[0] == self._interactions:
                     self._merge.read([tp])
                 self._last_record[tp] = self._clock()
-            self._source.assign(
-                {tp: self._positions[tp] if tp in added else self._source.position(tp) for tp in self._positions}
-            )
         for (topic, partition), end in self._source.end().items():
             if (topic, partition) in self._positions:
                 lag = max(0, end - self._source.position((topic, partition)))

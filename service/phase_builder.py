@@ -44,7 +44,8 @@ class PhaseBuilder:
         self._resume_to = resume_to
         self._later: list[Arrival] = []
         """Content past the end of the phase being resumed: it belongs to the one after."""
-        self._gaps: dict[TopicPartition, tuple[int, int]] = {}
+        self._gaps: list[tuple[TopicPartition, int, int]] = []
+        """Interactions that Kafka no longer has, [from, to), as far as no phase has passed them."""
         self._begin()
 
     @property
@@ -59,11 +60,8 @@ class PhaseBuilder:
     def resumed_whole(self, position: Mapping[TopicPartition, int]) -> bool:
         """Whether reading has reached the end of the phase that is being resumed."""
         assert self._resume_to is not None
-        return all(
-            position.get((topic, partition), 0) >= end
-            for topic, partitions in self._resume_to.items()
-            for partition, end in partitions.items()
-        )
+        # A topic that was taken out of the configuration since will not be read on.
+        return all(position[tp] >= end for tp, end in _flat(self._resume_to).items() if tp in position)
 
     def add_partition(self, tp: TopicPartition, position: int) -> None:
         """A partition that was added to its topic: its offsets count from here on."""
@@ -71,9 +69,9 @@ class PhaseBuilder:
         self._start.setdefault(tp, position)
 
     def lose(self, tp: TopicPartition, wanted: int, beginning: int) -> None:
-        """Kafka no longer has the interactions from `wanted` to `beginning`: counted when what follows them is
-        taken."""
-        self._gaps[tp] = (wanted, beginning)
+        """Kafka no longer has the interactions from `wanted` to `beginning`: they count in the phase that passes
+        them."""
+        self._gaps.append((tp, wanted, beginning))
 
     def take_content(self, arrival: Arrival, now: float) -> None:
         """An item or user event."""
@@ -93,10 +91,6 @@ class PhaseBuilder:
     def take(self, tp: TopicPartition, entry: Entry, now: float) -> None:
         """An interactions record, usable or not, the next in the merged order."""
         self._open(now)
-        wanted, beginning = self._gaps.get(tp, (0, 0))
-        if entry.offset >= beginning > wanted:
-            self._lost += beginning - wanted
-            del self._gaps[tp]
         self._next[tp] = entry.offset + 1
         if entry.arrival is None:
             self._rejected += 1
@@ -129,18 +123,19 @@ class PhaseBuilder:
 
     def close(self, *, now: float, idle: set[TopicPartition], closed_by: str) -> ClosedPhase:
         """Hands over the phase and begins the next one where it ends."""
-        end = self._next if self._resume_to is None else _flat(self._resume_to)
+        # A partition added after the intent was written belongs to the phase after.
+        end = dict(self._next) if self._resume_to is None else _flat(self._resume_to)
         self._next.update(end)
         phase = ClosedPhase(
-            start=_nested(self._start),
-            end=_nested(self._next),
+            start=_nested({tp: offset for tp, offset in self._start.items() if tp in end}),
+            end=_nested(end),
             interactions=self._interactions,
             items=[a for a in self._content if _is_item(a)],
             users=[a for a in self._content if not _is_item(a)],
             rejected=self._rejected,
-            lost=self._lost,
+            lost=self._pass_gaps(end),
             watermark=self._cutter.watermark(idle),
-            maxima=self._cutter.maxima,
+            maxima=dict(sorted(self._cutter.maxima.items())),
             opened_at=now if self._opened_at is None else self._opened_at,
             closed_at=now,
             closed_by=closed_by,
@@ -152,13 +147,23 @@ class PhaseBuilder:
             self.take_content(arrival, now)
         return phase
 
+    def _pass_gaps(self, end: Mapping[TopicPartition, int]) -> int:
+        """How many offsets of gaps lie before `end`; forgets these."""
+        lost, left = 0, []
+        for tp, wanted, beginning in self._gaps:
+            passed = min(max(end.get(tp, 0), wanted), beginning)
+            lost += passed - wanted
+            if passed < beginning:
+                left.append((tp, passed, beginning))
+        self._gaps = left
+        return lost
+
     def _begin(self) -> None:
         self._cutter.reset()
         self._start = dict(self._next)
         self._interactions: list[Arrival] = []
         self._content: list[Arrival] = []
         self._rejected = 0
-        self._lost = 0
         self._opened_at: float | None = None
 
     def _open(self, now: float) -> None:
