@@ -34,6 +34,8 @@ class DaemonApp:
         self._learning = learning
         self._commands = commands
         self._clock = clock
+        self.awaited = ""
+        """The server that start is waiting for."""
 
     def status(self) -> dict[str, Any]:
         """Everything `headwater status` shows."""
@@ -50,6 +52,8 @@ class DaemonApp:
 
     def ready(self) -> tuple[bool, str]:
         """Whether readers find the champion in Redis."""
+        if self.awaited:
+            return False, f"{self.awaited} has not answered yet; it is tried until it does"
         if self._live.current is None:
             trouble = self._learning.redis_trouble
             return False, trouble or "no version is served yet: the first phase has to be learned and published"

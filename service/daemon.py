@@ -204,7 +204,10 @@ class Daemon:
     def _patient(self, what: str, body: Callable[[], T], *errors: type[Exception]) -> T:
         if self.once:
             return body()
-        return patiently(what, *errors, stopping=self.stopping)(body)
+        self.app.awaited = what.capitalize()
+        reached = patiently(what, *errors, stopping=self.stopping)(body)
+        self.app.awaited = ""
+        return reached
 
     def _positions(self, engine: Engine, source: Source) -> dict[TopicPartition, int]:
         """Where to read on: the checkpoint's offsets, else the beginning or what `--from` says."""
