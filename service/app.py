@@ -27,15 +27,16 @@ class DaemonApp:
         learning: Learning,
         commands: CommandQueue,
         clock: Callable[[], float],
+        awaited: Callable[[], str],
     ) -> None:
+        """`awaited` names the server that start is waiting for, or is empty."""
         self._config = config
         self._engine = engine
         self._live = live
         self._learning = learning
         self._commands = commands
         self._clock = clock
-        self.awaited = ""
-        """The server that start is waiting for."""
+        self._awaited = awaited
 
     def status(self) -> dict[str, Any]:
         """Everything `headwater status` shows."""
@@ -52,8 +53,8 @@ class DaemonApp:
 
     def ready(self) -> tuple[bool, str]:
         """Whether readers find the champion in Redis."""
-        if self.awaited:
-            return False, f"{self.awaited} has not answered yet; it is tried until it does"
+        if awaited := self._awaited():
+            return False, f"{awaited} has not answered yet; it is tried until it does"
         if self._live.current is None:
             trouble = self._learning.redis_trouble
             return False, trouble or "no version is served yet: the first phase has to be learned and published"

@@ -104,6 +104,8 @@ class Daemon:
         self.metrics = Metrics(CollectorRegistry())
         self.live = Live()
         self.commands = CommandQueue()
+        self.awaited = ""
+        """The server that start is waiting for."""
         self._failure: BaseException | None = None
 
     def start(self) -> None:
@@ -137,6 +139,7 @@ class Daemon:
             learning=self.learning,
             commands=self.commands,
             clock=self.clock,
+            awaited=lambda: self.awaited,
         )
         http = HttpServer(
             build_app(self.app, metrics, namespace=config.namespace, token_file=config.http.token_file),
@@ -204,9 +207,9 @@ class Daemon:
     def _patient(self, what: str, body: Callable[[], T], *errors: type[Exception]) -> T:
         if self.once:
             return body()
-        self.app.awaited = what.capitalize()
+        self.awaited = what.capitalize()
         reached = patiently(what, *errors, stopping=self.stopping)(body)
-        self.app.awaited = ""
+        self.awaited = ""
         return reached
 
     def _positions(self, engine: Engine, source: Source) -> dict[TopicPartition, int]:
