@@ -1,0 +1,409 @@
+"""Daemons that are killed: real processes on a stream that is all there, and what must be equal when the last is done.
+
+A process that a test kills is forked from one that has imported torch already (`forkserver` of the standard library),
+so that dozens fit into a minute. Whatever it is killed at, the next one goes on with the same files and servers.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from models.memory import Memory
+from models.serving import Snapshot
+from service import crash_points
+from service.checkpoints import CheckpointStore
+from service.phase_log import PhaseLine
+from streams.kafka_producer import EventProducer
+from streams.redis_keys import Pointer, vector_bytes
+from streams.simulator import Simulator, World
+from streams.simulator_messages import Message, messages
+from tests.daemon_process import Place
+
+EVENTS, MAX_EVENTS, PARTITIONS = 2_400, 400, 4
+FLOOD = range(1_200, 1_500)
+GARBAGE = b"{not an event"
+TOMBSTONE = b""
+"""Stands for a null value: a deletion."""
+PATIENCE_S = 60.0
+"""Longest life of one daemon; only one that hangs lives so long."""
+
+LOG = "daemon.log"
+
+_fork = multiprocessing.get_context("forkserver")
+# The last is what torch imports at the first step of an optimizer, for seconds.
+_fork.set_forkserver_preload(["service.daemon", "service.cli", "torch._dynamo"])
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Feed:
+    """A stream with everything in it that has to be accounted for, as it lies on a broker."""
+
+    topics: dict[str, str]
+    sent: list[Message] = field(default_factory=list)
+    repeated: int = 0
+    unusable: int = 0
+
+    @classmethod
+    def sample(cls, topics: dict[str, str], *, events: int = EVENTS) -> Feed:
+        """A small world; some interactions are sent twice, and some are no events.
+
+        A stretch of them is a flood on a few items: whoever learns from it is refused, and what a refusal takes back
+        must also come back after a crash.
+        """
+        world = World(seed=5, users=40, items=60, events=events, latent_dim=4, no_repeat=20)
+        feed = cls(topics)
+        for message in messages(Simulator(world)):
+            if message.kind == "interactions" and message.number in FLOOD:
+                flooded = msgspec.json.decode(message.value) | {"item_id": f"i{message.number % 3}"}
+                message = message._replace(value=msgspec.json.encode(flooded))
+            feed.sent.append(message)
+            if message.kind == "interactions" and message.number % 97 == 0:
+                feed.sent.append(message)
+                feed.repeated += 1
+            if message.kind == "interactions" and message.number % 131 == 0:
+                feed.sent.append(message._replace(value=GARBAGE))
+                feed.unusable += 1
+        return feed
+
+    def cut(self, *, number: int) -> list[Message]:
+        """Takes off what begins with the interaction of this number, and returns it."""
+        at = next(i for i, message in enumerate(self.sent) if message.number >= number)
+        self.sent, rest = self.sent[:at], self.sent[at:]
+        return rest
+
+    def gone_after(self, later: Sequence[Message]) -> tuple[str, str]:
+        """A user and an item of this feed's events of whom `later` says nothing, nor of anyone whose id begins so."""
+
+        def missing(name: str) -> str:
+            past, future = ({str(one[name]) for one in _events(messages)} for messages in (self.sent, later))
+            return sorted(one for one in past if not any(other.startswith(one) for other in future | past - {one}))[0]
+
+        return missing("user_id"), missing("item_id")
+
+    def delete(self, kind: Literal["items", "users"], one: str) -> None:
+        """Take an item or user away, after all that was sent so far."""
+        self.sent.append(self.sent[-1]._replace(kind=kind, key=one.encode(), value=TOMBSTONE))
+
+    def send(self, producer: EventProducer, *, since: int = 0) -> int:
+        """Makes the topics and puts on them what was not `sent` before; returns how much that is by now."""
+        names = [self.topics[kind] for kind in ("interactions", "items", "users")]
+        producer.ensure_topics(names, partitions=PARTITIONS)
+        for message in self.sent[since:]:
+            value = None if message.value == TOMBSTONE else message.value
+            producer.send(self.topics[message.kind], message.key, value, int(message.time * 1000))
+        producer.flush()
+        return len(self.sent)
+
+    def interactions(self) -> Counter[tuple[str | None, str | None, float]]:
+        """User, item and time of every interaction, each as often as it has to be learned: once. None for those who
+        were deleted later."""
+        counted: Counter[tuple[str | None, str | None, float]] = Counter()
+        gone: set[str] = set()
+        seen: set[str] = set()
+        for message in reversed(self.sent):
+            if message.value == TOMBSTONE:
+                gone.add(message.key.decode())
+            for one in _events([message]):
+                if one["event_id"] not in seen:
+                    who, what = one["user_id"], one["item_id"]
+                    nobody = who in gone  # with whom goes what they did
+                    counted[None if nobody else who, None if nobody or what in gone else what, one["time"]] += 1
+                seen.add(one["event_id"])
+        return counted
+
+
+def _events(messages: Iterable[Message]) -> Iterator[dict[str, Any]]:
+    for message in messages:
+        if message.kind == "interactions" and message.value != GARBAGE:
+            yield msgspec.json.decode(message.value)
+
+
+def place_on(feed: Feed, directory: Path, *, broker: str, redis_url: str) -> Place:
+    """A configuration, namespace and state directory of its own, reading `feed`."""
+    number = next(_numbers)
+    place = Place(directory / f"place-{number}", f"crash{number}-{os.getpid()}", broker, redis_url)
+    kafka = {f"{kind}_topic": topic for kind, topic in feed.topics.items()}
+    place.configure(
+        # Nothing may be cut by the clock here: uninterrupted runs must be alike.
+        kafka={**kafka, "dead_letter_topic": "", "partition_idle_s": 600.0},
+        phase={"max_events": MAX_EVENTS, "max_wait_s": 3600.0},
+        model={"history": 5},
+        train={"batch": 64, "learning_rate": 0.01},
+        evaluate={"k": 10, "max_per_phase": 60},
+        promotion={"tolerance": 0.0, "confidence": 0.6, "min_events": 50},
+        publish={"buckets": 4, "keep_versions": 2},
+        log={"level": "info"},
+    )
+    return place
+
+
+class Life:
+    """One `headwater run --once`, from its start to its end or its killing."""
+
+    def __init__(self, place: Place, *, die_at: str = "", die_at_step: int = 0) -> None:
+        self._log = place.directory / LOG
+        self._process: BaseProcess = _fork.Process(
+            target=_run_once, args=(str(place.path), str(self._log), die_at, die_at_step), daemon=True
+        )
+        self._process.start()
+
+    def join(self, timeout_s: float = PATIENCE_S) -> int | None:
+        """The exit code (negative: the signal that killed it); None while it still runs."""
+        self._process.join(timeout_s)
+        return self._process.exitcode
+
+    def kill(self) -> int:
+        """SIGKILL, wherever it is; the exit code, which is 0 where it had just ended."""
+        self._process.kill()
+        self._process.join(PATIENCE_S)
+        code = self._process.exitcode
+        self._process.close()
+        assert code is not None
+        return code
+
+    def say_where(self) -> None:
+        """Has it write the stacks of its threads into its log."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGUSR1)
+        self._process.join(1.0)
+
+    def said(self) -> str:
+        return self._log.read_text()[-4000:]
+
+
+def live(place: Place, *, die_at: str = "", die_at_step: int = 0) -> int:
+    """One life to its end; its exit code. Kills one that hangs, and fails with the stacks of its threads."""
+    life = Life(place, die_at=die_at, die_at_step=die_at_step)
+    code = life.join()
+    if code is None:
+        life.say_where()
+    life.kill()
+    assert code is not None, f"it hangs: {life.said()}"
+    return code
+
+
+def run_to_the_end(place: Place) -> None:
+    """The life that nobody ends; fails with its log if it fails."""
+    code = live(place)
+    assert code == 0, f"exit code {code}: {(place.directory / LOG).read_text()[-4000:]}"
+
+
+def _run_once(config: str, log: str, die_at: str, die_at_step: int) -> None:
+    with open(log, "ab", buffering=0) as file:  # noqa: PTH123 - for its descriptor
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    if die_at:
+        os.environ[crash_points.VARIABLE] = die_at
+    if die_at_step:
+        _die_at_step(die_at_step)
+    sys.argv = ["headwater", "run", "--once", "-c", config]
+    from service.cli import main
+
+    main()
+
+
+def _die_at_step(number: int) -> None:
+    steps = itertools.count(1)
+
+    def after_step(*_: object) -> None:
+        if next(steps) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    register_optimizer_step_post_hook(after_step)
+
+
+# What must be equal
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a run has learned after a phase and that a crash may not change: not version numbers and clocks."""
+
+    phase: int
+    state: dict[str, Any]
+    """Weights, optimizer, random numbers, counts, the judge's windows, the partitions' maxima."""
+    segments: dict[str, bytes]
+    """Vocabulary, contents, events, remembered event ids."""
+    line: dict[str, Any]
+
+
+def outcomes(place: Place) -> dict[int, Outcome]:
+    """Of every phase whose checkpoint is kept, by its number; verified while it is read."""
+    store = CheckpointStore(place.state_dir, keep_versions=2)
+    return {one.phase: one for one in (_outcome(store, manifest.version) for manifest in store.lineage())}
+
+
+def latest_outcome(place: Place) -> Outcome | None:
+    """Of the phase that the next start goes on from; None before the first."""
+    store = CheckpointStore(place.state_dir, keep_versions=2)
+    latest = store.latest()
+    return None if latest is None else _outcome(store, latest)
+
+
+def _outcome(store: CheckpointStore, version: int) -> Outcome:
+    checkpoint = store.load(version)
+    line = checkpoint.manifest.line
+    assert line is not None
+    return Outcome(
+        phase=line.phase,
+        state=checkpoint.state,
+        segments={name: b"".join(chunks) for name, chunks in checkpoint.segments.items()},
+        line=_timeless(line),
+    )
+
+
+def differences(one: Outcome, other: Outcome) -> list[str]:
+    """Where two runs differ after the same phase, bit for bit."""
+    return [
+        f"phase {one.phase}: {what}"
+        for name in ("state", "segments", "line")
+        for what in _unequal(getattr(one, name), getattr(other, name), name)
+    ]
+
+
+def log_differences(place: Place, other: Place) -> list[str]:
+    """Where the `phases.jsonl` of two runs differ, clocks and version numbers aside."""
+    mine, theirs = ([_timeless(line) for line in one.lines()] for one in (place, other))
+    return list(_unequal(mine, theirs, "phases.jsonl"))
+
+
+def _timeless(line: PhaseLine) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(line)
+    plain["published_at"] = line.published_at is not None
+    return {name: value for name, value in plain.items() if name not in ("version", "opened_at", "closed_at", "stages")}
+
+
+def _unequal(one: Any, other: Any, where: str) -> Iterable[str]:
+    if type(one) is not type(other):
+        yield f"{where}: {type(one).__name__} and {type(other).__name__}"
+    elif isinstance(one, torch.Tensor):
+        if one.dtype != other.dtype or one.shape != other.shape or one.numpy().tobytes() != other.numpy().tobytes():
+            yield f"{where}: tensors differ"
+    elif isinstance(one, dict):
+        if one.keys() != other.keys():
+            yield f"{where}: keys {sorted(map(str, one.keys() ^ other.keys()))}"
+        for key in one.keys() & other.keys():
+            yield from _unequal(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        if len(one) != len(other):
+            yield f"{where}: {len(one)} and {len(other)} entries"
+        for number, (left, right) in enumerate(zip(one, other, strict=False)):
+            yield from _unequal(left, right, f"{where}[{number}]")
+    elif one != other and not (one != one and other != other):
+        yield f"{where}: {str(one)[:60]!r} and {str(other)[:60]!r}"
+
+
+# A ledger from outside
+
+
+def faults(place: Place, feed: Feed) -> list[str]:
+    """What the books do not account for: offsets in no phase or in two, events not learned or learned twice."""
+    return [*_faults_of_lines(place, feed), *_faults_of_log(place, feed)]
+
+
+def _faults_of_lines(place: Place, feed: Feed) -> Iterable[str]:
+    lines, topic = place.lines(), feed.topics["interactions"]
+    if [line.phase for line in lines] != list(range(1, len(lines) + 1)):
+        yield f"phases {[line.phase for line in lines]}"
+    for before, after in itertools.pairwise(lines):
+        if after.start != before.end:
+            yield f"phase {after.phase} starts where phase {before.phase} does not end"
+    for line in lines:
+        passed = sum(end - line.start[topic][p] for p, end in line.end[topic].items())
+        booked = line.events + line.duplicates + line.rejected + line.skipped + line.lost
+        if passed != booked or min(line.events, line.duplicates, line.rejected, line.skipped, line.lost) < 0:
+            yield f"phase {line.phase} passed {passed} offsets and booked {booked}"
+    for name, wanted in (
+        ("events", len(feed.interactions())),
+        ("duplicates", feed.repeated),
+        ("rejected", feed.unusable),
+        ("skipped", 0),
+        ("lost", 0),
+        ("items", sum(m.kind == "items" for m in feed.sent)),
+        ("users", sum(m.kind == "users" for m in feed.sent)),
+    ):
+        counted = sum(getattr(line, name) for line in lines)
+        if counted != wanted:
+            yield f"{counted} {name} booked of {wanted}"
+    sent = sum(m.kind == "interactions" for m in feed.sent)
+    if lines and (sum(lines[0].start[topic].values()), sum(lines[-1].end[topic].values())) != (0, sent):
+        yield f"the phases do not reach from 0 to {sent}"
+
+
+def _faults_of_log(place: Place, feed: Feed) -> Iterable[str]:
+    remembered = _memory(place)
+    log = remembered.view()
+    learned = Counter(
+        (remembered.users.ids[user] if user >= 0 else None, remembered.items.ids[item] if item >= 0 else None, time)
+        for user, item, time in zip(log.user.tolist(), log.item.tolist(), log.time.tolist(), strict=True)
+    )
+    if missing := feed.interactions() - learned:
+        yield f"{missing.total()} events were not learned"
+    if too_many := learned - feed.interactions():
+        yield f"{too_many.total()} events were learned that should not, or twice"
+
+
+def _memory(place: Place) -> Memory:
+    store = CheckpointStore(place.state_dir, keep_versions=2)
+    segments: dict[str, Any] = dict(store.load(store.latest() or 0).segments)
+    segments.pop("event_ids", None)
+    return Memory.restore(place.config.model, place.config.train.actions, segments)
+
+
+def pointer_faults(place: Place) -> list[str]:
+    """Whether readers, at this very moment, find less than the pointer promises."""
+    with place.sink() as sink:
+        pointer = sink.pointer()
+        if pointer is None:
+            return []
+        found = {kind: sink.count(pointer.version, kind) for kind in ("items", "users")}
+    short = [kind for kind, there in found.items() if there < getattr(pointer, kind)]
+    return [f"version {pointer.version} lacks {kind}: {found}" for kind in short]
+
+
+def publication_faults(place: Place) -> list[str]:
+    """Whether readers find the champion, whole, and vectors that its weights give."""
+    store = CheckpointStore(place.state_dir, keep_versions=2)
+    champion, latest = store.champion(), store.latest()
+    assert champion is not None
+    with place.sink() as sink:
+        pointer = sink.pointer()
+        if pointer is None or pointer.version != champion:
+            return [f"the pointer is at {pointer and pointer.version}, not at {champion}"]
+        memory = _memory(place)
+        snapshot = Snapshot.build(
+            place.config.model, store.load(champion).state["trainer"]["learner"], memory, version=champion
+        )
+        found = [*pointer_faults(place)]
+        for kind, ids in (("items", snapshot.item_ids), ("users", snapshot.user_ids())):
+            stored = sink.read(champion, kind, ids)  # type: ignore[arg-type]
+            if None in stored:
+                found.append(f"{stored.count(None)} {kind} are not there")
+            elif champion == latest:
+                wanted = snapshot.vectors(kind)  # type: ignore[arg-type]
+                if [vector_bytes(row) for row in wanted] != stored:
+                    found.append(f"the {kind}' vectors are not those of version {champion}")
+        found += _leftovers(sink.versions(), pointer)
+    return found
+
+
+def _leftovers(versions: set[int], pointer: Pointer) -> list[str]:
+    # The one before lives on for its grace period; any other was cut short and swept, or is about to expire too.
+    return [] if pointer.version in versions else [f"version {pointer.version} has no keys"]
