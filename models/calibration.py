@@ -1,8 +1,8 @@
 """How much each term of the score is to be trusted, learned from events that the weights have not learned from yet.
 
-The score is linear in the scales, so the softmax log-likelihood is concave in them, and a Gaussian belief about them can be
-carried from phase to phase: each phase's likelihood is maximised with that belief as the prior (Laplace approximation), and
-the belief fades by a half-life in events.
+The score is linear in the scales, so the softmax log-likelihood is concave in them, and a Gaussian belief about them
+can be carried from phase to phase: each phase's likelihood is maximised with that belief as the prior (Laplace
+approximation), and the belief fades by a half-life in events.
 
 Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity), S scales.
 """
@@ -21,7 +21,7 @@ HALF_LIFE = 5_000.0
 PRIOR = 5.0
 """Precision of the initial belief that every scale is 1."""
 FLOOR, CEILING = 0.02, 3.0
-NEWTON_STEPS = 5
+NEWTON_STEPS = 3
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Calibration:
         """
         if len(terms_BNT) == 0:
             return
-        terms_BNT = terms_BNT.double().cpu()
+        terms_BNT = terms_BNT.float().cpu()
         target_B, length_B = target_B.cpu(), length_B.cpu()
         allowed_BN = allowed_BN.cpu().scatter(1, target_B.unsqueeze(1), True)
         scale_BT = torch.stack(
@@ -58,13 +58,14 @@ class Calibration:
         own_BT = terms_BNT[torch.arange(len(target_B)), target_B]
         hessian = torch.zeros_like(prior)
         for _ in range(NEWTON_STEPS):
-            score_BN = torch.einsum("bnt,bt->bn", terms_BNT, theta[scale_BT]).masked_fill(~allowed_BN, -torch.inf)
-            chance_BN = score_BN.softmax(1)
-            expected_BT = torch.einsum("bn,bnt->bt", chance_BN, terms_BNT)
-            second_BTT = torch.einsum("bns,bnt->bst", chance_BN.unsqueeze(2) * terms_BNT, terms_BNT)
+            score_BN1 = terms_BNT @ theta[scale_BT].float().unsqueeze(2)
+            chance_BN1 = score_BN1.masked_fill_(~allowed_BN.unsqueeze(2), -torch.inf).softmax(1)
+            weighted_BNT = chance_BN1 * terms_BNT
+            expected_BT = weighted_BNT.sum(1).double()
+            second_BTT = (weighted_BNT.transpose(1, 2) @ terms_BNT).double()
             covariance_BTT = second_BTT - expected_BT.unsqueeze(2) * expected_BT.unsqueeze(1)
             gradient = torch.zeros(SCALES, dtype=torch.float64)
-            gradient.index_put_((scale_BT,), weight * (own_BT - expected_BT), accumulate=True)
+            gradient.index_put_((scale_BT,), weight * (own_BT.double() - expected_BT), accumulate=True)
             hessian = torch.zeros_like(prior)
             hessian.index_put_(
                 (scale_BT.unsqueeze(2).expand_as(second_BTT), scale_BT.unsqueeze(1).expand_as(second_BTT)),

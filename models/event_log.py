@@ -67,9 +67,24 @@ class LogView:
             return history_BL
         at_B = start_B
         for place in range(length):
+            if not (at_B >= 0).any():
+                break
             history_BL[:, place] = at_B
             at_B = np.where(at_B >= 0, self.previous[at_B], -1)
         return history_BL
+
+    def items_before(self, position_B: Ints) -> list[Ints]:
+        """Item rows that each event's user had at strictly earlier times, of all of their history."""
+        at_B = self.before[position_B]
+        steps = []
+        while (at_B >= 0).any():
+            steps.append(at_B)
+            at_B = np.where(at_B >= 0, self.previous[at_B], -1)
+        if not steps:
+            return [np.empty(0, np.int64) for _ in position_B]
+        history_BS = np.stack(steps, axis=1)
+        item_BS = np.where(history_BS >= 0, self.item[history_BS], -1).astype(np.int64)
+        return [row[row >= 0] for row in item_BS]
 
     def of_user(self, user: int) -> list[int]:
         """Positions of all of a user's events, newest first."""
@@ -102,7 +117,8 @@ class EventLog:
         return len(self._user)
 
     def view(self, *, shared_tail: bool = False) -> LogView:
-        """The log as of now; `shared_tail` saves the copy of the tails where the view is used before the next append."""
+        """The log as of now; `shared_tail` saves the copy of the tails where the view is used before the next
+        append."""
         columns = {f.name: getattr(self, "_" + f.name).rows for f in fields(LogView)}
         if not shared_tail:
             columns["tail"] = columns["tail"].copy()

@@ -13,7 +13,8 @@ Vectors = NDArray[np.float32]
 
 
 class FeatureTable:
-    """Vectors (D,), or up to F frame vectors (F, D), of each modality. A new vector is a new row, never a changed one."""
+    """Vectors (D,), or up to F frame vectors (F, D), of each modality. A new vector is a new row, never a changed
+    one."""
 
     def __init__(self, dims: Mapping[str, int], frames: Mapping[str, int] | None = None) -> None:
         self.dims = dict(dims)
@@ -34,7 +35,8 @@ class FeatureTable:
     def put(self, row: int, features: Mapping[str, Vectors]) -> None:
         """Replace all features of `row`: what is not in `features` is missing from now on.
 
-        Unknown names are ignored; frames beyond the most kept are dropped evenly. Raises `ValueError` on a wrong length.
+        Unknown names are ignored; frames beyond the most kept are dropped evenly. Raises `ValueError` on a wrong
+        length.
         """
         for name in self.dims:
             self._newest[name].grow(row + 1, -1)

@@ -177,10 +177,13 @@ class Learner:
             features = self.popularity.features(touched, age_s, as_of_touch=True)
             self.features[torch.from_numpy(touched).to(self.device)] = torch.from_numpy(features).to(self.device)
 
-    def pass_over(self, stop: int) -> None:
-        """The events before `stop` happened, though nothing was learned from them: popularity counts them."""
+    def pass_over(self, stop: int, *, values: bool = True) -> None:
+        """The events before `stop` happened, though nothing was learned from them: popularity counts them.
+
+        With `values` False theirs are left out of the running mean: they may be what broke the candidate.
+        """
         self._grow()
-        self.advance(self.memory.log.view(shared_tail=True), stop)
+        self.advance(self.memory.log.view(shared_tail=True), stop, values=values)
 
     def _refresh(self, now: float) -> None:
         rows = np.arange(len(self.popularity))

@@ -1,8 +1,8 @@
 """What came after a snapshot: its vectors as they are now, for the fast path, HTTP and evaluation alike.
 
-Observing only records; vectors are computed when they are asked for, many at once. Only what was touched ever changes: a
-new or re-announced item, the popularity of an item that an event touched (as of that event), the users of these events.
-Not safe for several threads: its owner locks.
+Observing only records; vectors are computed when they are asked for, many at once. Only what was touched ever
+changes: a new or re-announced item, the popularity of an item that an event touched (as of that event), the users of
+these events. Not safe for several threads: its owner locks.
 
 Shape suffixes: B users, N items, R rows, L places of a history, V length of published vectors.
 """
@@ -130,18 +130,19 @@ class Overlay:
     def user_vectors(self, ids: Sequence[str]) -> Vectors:
         """Published vectors (B, V); of anyone unknown, the default user's."""
         self._flush()
-        snapshot = self.snapshot
         local, base = self._find_users(ids)
         tails = self._log.view(shared_tail=True).tails(local)
         return self._user_matrix(tails, local, base)
 
     def vectors_before(self, batch: EventBatch) -> Vectors:
-        """Observe these interactions; returns each one's user vector (B, V) as it was just before, its basket left out."""
+        """Observe these interactions; returns each one's user vector (B, V) as it was just before, its basket left
+        out."""
         self._flush()
         positions = self._append(batch)
         local, base = self._find_users(batch.users)
         log = self._log.view(shared_tail=True)
-        published = self._user_matrix(log.before[positions.start : positions.stop], local, base)
+        before = log.before[positions.start : positions.stop]
+        published = self._user_matrix(before, local, base, until_B=batch.times)
         self._count(positions)
         self._touched_items += batch.items
         self._touched_users += batch.users
@@ -345,7 +346,8 @@ class Overlay:
         self._refresh(rows, np.maximum(announced, -np.inf if snapshot.event_time is None else snapshot.event_time))
 
     def _refresh(self, rows: Ints, now: NDArray[np.float64]) -> None:
-        """Popularity features and published vectors of these rows, as of right after their last events at `now` (R,)."""
+        """Popularity features and published vectors of these rows, as of right after their last events at `now`
+        (R,)."""
         if len(rows) == 0:
             return
         slots = self._slots(rows)
@@ -384,10 +386,17 @@ class Overlay:
         out[patched] = patches.rows[slot[patched]]
         return out
 
-    def _user_matrix(self, tails: Ints, local: Ints, base: Ints) -> Vectors:
-        """Published vectors of users whose newest own event is at `tails`, -1 where the snapshot has it all."""
+    def _user_matrix(
+        self, tails: Ints, local: Ints, base: Ints, *, until_B: NDArray[np.float64] | None = None
+    ) -> Vectors:
+        """Published vectors of users whose newest own event is at `tails`, -1 where the snapshot has it all.
+
+        With `until_B` events of that time or later are left out of their histories.
+        """
         snapshot = self.snapshot
         histories = self._histories(tails, base)
+        if until_B is not None:
+            histories.item_BL = np.where(histories.time_BL < until_B[:, None], histories.item_BL, -1)
         if self._size == 0:
             return snapshot.user_matrix(histories, local)
         rows = np.where(histories.item_BL >= 0, histories.item_BL, 0)

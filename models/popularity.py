@@ -1,4 +1,5 @@
-"""How popular and how old each item is: decayed counts at several half-lives, kept up to date by touching what is touched.
+"""How popular and how old each item is: decayed counts at several half-lives, kept up to date by touching what is
+touched.
 
 A count is stored as it was at the item's last event; later it is that value times 2^(−events since / half-life). So an
 event changes one row, nothing ever overflows, and all counts can be had as of any later moment.

@@ -1,7 +1,7 @@
 """What is served: an immutable snapshot of weights over the catalogue and the histories of one moment.
 
-Shape suffixes: B users, N items, R rows, L places of a history, D vector size, V length of published vectors, K popularity
-features.
+Shape suffixes: B users, N items, R rows, L places of a history, D vector size, V length of published vectors, K
+popularity features.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ DAY_S = 86_400.0
 
 
 class Snapshot:
-    """Weights, item vectors, histories and ids as of one moment. Nothing in it changes, but that forgotten ids disappear."""
+    """Weights, item vectors, histories and ids as of one moment. Nothing in it changes, but that forgotten ids
+    disappear."""
 
     version: int
     spec: ModelSpec
@@ -79,12 +80,12 @@ class Snapshot:
         self.popularity = popularity_from(state)
         self.popularity.grow(self.n_items)
         start = self.popularity.position
+        # rows that these weights never met, for they were first touched later, stay zero: content alone
+        met = self.popularity.first[: min(self.n_items, len(state["bias"]["values"]))] >= 0
         self.popularity.advance(self.log.item[start:upto], self.log.weight[start:upto] > 0)
-        # rows that these weights never met stay zero: content alone
         self.residual = np.zeros((self.n_items, self.d), np.float32)
         self.bias = np.zeros(self.n_items, np.float32)
-        known = min(self.n_items, len(state["bias"]["values"]))
-        met = self.popularity.first[:known] >= 0
+        known = len(met)
         self.residual[:known] = state["residual"]["values"].numpy()[:known] * met[:, None]
         self.bias[:known] = state["bias"]["values"].numpy()[:known, 0] * met
         self.vectors_NV = np.empty((self.n_items, self.dim), np.float32)
@@ -116,7 +117,8 @@ class Snapshot:
         features_BLK: Vectors | None = None,
         profiles: FeatureTable | None = None,
     ) -> Vectors:
-        """Published vectors (B, V) of users with these histories; the rest is as in this snapshot unless it is given."""
+        """Published vectors (B, V) of users with these histories; the rest is as in this snapshot unless it is
+        given."""
         inputs = histories.tensors(self.values)
         rows = inputs.item_BL.numpy()
         if vectors_BLD is None:

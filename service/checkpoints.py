@@ -131,7 +131,7 @@ class CheckpointStore:
 
         If the one named is damaged, the newest promoted one takes its place, but none that was rolled back.
         """
-        return self._resolve(self.layout.champion, self._promoted)
+        return self._resolve(self.layout.champion, self.promoted)
 
     def named(self) -> tuple[int | None, int | None]:
         """What LATEST and CHAMPION say, at once and unverified: for a glance from another process."""
@@ -170,7 +170,7 @@ class CheckpointStore:
         manifests = self.versions()
         latest, champion = self.latest(), self.champion()
         in_use = {version for version in (latest, champion) if version is not None} | set(protect)
-        keep = set(self.numbers()[-self.keep_versions :]) | set(self._promoted()[-self.keep_versions :])
+        keep = set(self.numbers()[-self.keep_versions :]) | set(self.promoted()[-self.keep_versions :])
         keep |= {m.parent for m in manifests if m.version == latest and m.parent is not None}
         removed = [version for version in self.numbers() if version not in in_use | (keep - set(drop))]
         for version in removed:
@@ -223,7 +223,8 @@ class CheckpointStore:
             extent = store.fork(extent)
         return store.append(chunks, extent)
 
-    def _promoted(self) -> list[int]:
+    def promoted(self) -> list[int]:
+        """Versions that were promoted and not taken back by a rollback, oldest first."""
         manifests = self.versions()
         taken_back = {
             version

@@ -38,7 +38,8 @@ class CommandQueue:
         try:
             return command.answer.result(timeout=PATIENCE_S)
         except TimeoutError:
-            command.answer.cancel()
+            if not command.answer.cancel():
+                return command.answer.result()  # it is being carried out at this moment: its answer is what counts
             raise CommandRefused(
                 f"Learning was too busy to carry out {name!r} within {PATIENCE_S:.0f} s.",
                 hint="Nothing was changed; try again, or see `headwater status`.",

@@ -30,8 +30,10 @@ from service.fast_path import FastPath
 from service.http import build_app
 from service.http_server import HttpServer
 from service.intake import Intake, Source
+from service.intent import Intent
 from service.learning import Learning
 from service.live import Live
+from service.manifest import by_partition
 from service.metrics import Metrics
 from service.patience import patiently
 from service.publication import Publisher
@@ -149,10 +151,10 @@ class Daemon:
         self.stack.enter_context(http)
         log.info("listening", address="http://{}:{}".format(*http.address))
 
-        positions = self._patient("kafka", lambda: self._positions(engine, source), SourceUnavailable)
+        interrupted = engine.interrupted()
+        positions = self._patient("kafka", lambda: self._positions(engine, source, interrupted), SourceUnavailable)
         if self.once:
             publisher.claim()  # else learning does, which need not wait for Redis
-        interrupted = engine.interrupted()
         letters = dead_letters(config, on_written=metrics.dead_letters.inc)
         self.stack.callback(letters.close)
         phases: Queue[ClosedPhase] = Queue(maxsize=1)
@@ -212,12 +214,12 @@ class Daemon:
         self.awaited = ""
         return reached
 
-    def _positions(self, engine: Engine, source: Source) -> dict[TopicPartition, int]:
-        """Where to read on: the checkpoint's offsets, else the beginning or what `--from` says."""
+    def _positions(self, engine: Engine, source: Source, interrupted: Intent | None) -> dict[TopicPartition, int]:
+        """Where to read on: the checkpoint's offsets, else where a phase that a crash cut short began, else the
+        beginning or what `--from` says."""
         identity = source.identity()
-        self.state.bind(identity.cluster_id, identity.topic_ids)
         beginning = source.beginning()
-        known = {(topic, p): offset for topic, ps in engine.offsets.items() for p, offset in ps.items()}
+        known = by_partition(engine.offsets)
         if known and self.start_from is not None and not engine.is_backfill:
             raise ConfigError(
                 "--from is only for a state directory without a checkpoint.",
@@ -230,7 +232,13 @@ class Daemon:
                     hint="Say where to go on: `headwater run --from TIME` with the end of the replayed files.",
                 )
             known = {}
+        # Only now: a state that cannot be gone on from is not bound to this cluster.
+        self.state.bind(identity.cluster_id, identity.topic_ids)
+        engine.cluster_id = self.state.identity.cluster_id or ""
         positions = {**beginning, **{tp: offset for tp, offset in known.items() if tp in beginning}}
+        if interrupted is not None:
+            started = by_partition(interrupted.start)
+            return positions | {tp: offset for tp, offset in started.items() if tp in beginning}
         if self.start_from is not None:
             positions |= {
                 tp: offset

@@ -7,9 +7,9 @@ goes through `Live`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
+import msgspec
 import structlog
 import torch
 
@@ -32,12 +32,14 @@ from service.promotion import Verdict
 from service.publication import PublicationError, Publisher
 from service.state_dir import StateDirectory
 from service.tombstones import Tombstones
-from service.trainer import Attempt, Trainer, training_threads
+from service.trainer import Attempt, Trainer, check_fits, plain_spec, training_threads
 from streams.source_types import TopicPartition
 
 log = structlog.get_logger(__name__)
 
 DAY_S = 86_400.0
+HOLD = "hold"
+"""An intent's gate where candidates that pass are kept back; else it is `auto`."""
 
 
 class Engine:
@@ -59,6 +61,8 @@ class Engine:
         """Told the offsets of each phase once they are in a checkpoint."""
         self.unpublished = False
         """The champion is not in Redis yet: it was away."""
+        self.cluster_id: str | None = None
+        """Kafka's, once a daemon has seen it; None while offsets are those of files or of nothing."""
         self.evaluation_chunk = CHUNK
         self.headline = (f"recall_at_{config.evaluate.k}", f"ndcg_at_{config.evaluate.k}")
         self._open()
@@ -96,6 +100,7 @@ class Engine:
     def _restore(self, version: int) -> None:
         checkpoint = self.store.load(version)
         self.manifest = checkpoint.manifest
+        check_fits(self.config, checkpoint.manifest.spec)
         self.maxima = {(topic, partition): at for topic, partition, at in checkpoint.state["maxima"]}
         segments: dict[str, Any] = dict(checkpoint.segments)
         event_ids = segments.pop(SEGMENT, ())
@@ -113,6 +118,11 @@ class Engine:
     def offsets(self) -> Offsets:
         """Next offsets to read, of the last checkpoint."""
         return {} if self.manifest is None else self.manifest.offsets
+
+    @property
+    def kafka_offsets(self) -> Offsets:
+        """The same, but none where they are of files: nothing that arrives from Kafka is contained then."""
+        return {} if self.is_backfill else self.offsets
 
     @property
     def watermark(self) -> float | None:
@@ -135,7 +145,13 @@ class Engine:
         if intent is None:
             return None
         version = self.store.reserve(intent.version)
-        return intent if version == intent.version else self.intents.with_version(intent, version)
+        if version != intent.version:
+            intent = self.intents.with_version(intent, version)
+        if self.hold.held and intent.gate != HOLD:
+            # Somebody took hold of promotion after the crash: that counts for this phase too.
+            intent = msgspec.structs.replace(intent, gate=HOLD)
+            self.intents.write(intent)
+        return intent
 
     # 1. Collect
 
@@ -152,7 +168,7 @@ class Engine:
             watermark=phase.watermark,
             replay_ratio=self.config.train.replay_ratio,
             threads=training_threads(self.config.train),
-            gate="hold" if self.config.promotion.mode == "hold" or self.hold.held else "auto",
+            gate=HOLD if self.config.promotion.mode == HOLD or self.hold.held else "auto",
         )
         self.intents.write(intent)
         return intent
@@ -181,7 +197,7 @@ class Engine:
 
     def learn(self, collected: Collected, intent: Intent) -> Attempt:
         """Remembers the phase and fine-tunes on it; the parent's weights are kept until the judge has spoken."""
-        stones = apply_content(self.trainer.memory, collected.content, cluster_id=self.state.identity.cluster_id)
+        stones = apply_content(self.trainer.memory, collected.content, cluster_id=self.cluster_id)
         self.tombstones.add(stones)
         self._forgot = bool(stones)
         self._event_id_chunk = self.dedupe.remember(collected.event_ids)
@@ -192,7 +208,7 @@ class Engine:
 
     def judge(self, attempt: Attempt, intent: Intent) -> Verdict | None:
         """What the gate says; None for a phase in which nothing was learned."""
-        return self.trainer.judge(attempt, hold=intent.gate == "hold")
+        return self.trainer.judge(attempt, hold=intent.gate == HOLD)
 
     # 5. Checkpoint
 
@@ -252,10 +268,10 @@ class Engine:
             decision=line.decision,
             reason=line.reason,
             offsets=line.end,
-            cluster_id=self.state.identity.cluster_id,
+            cluster_id=self.cluster_id,
             topic_ids=self.state.identity.topic_ids,
             config_digest=config_digest(self.config),
-            spec={"model": _jsonable(self.config.model), "train": _jsonable(self.config.train)},
+            spec={"model": plain_spec(self.config.model), "train": plain_spec(self.config.train)},
             metrics=line.metrics,
             watermark=line.watermark,
             line=line,
@@ -313,7 +329,7 @@ class Engine:
         """Publishes the champion on disk, which readers do not have yet. Raises SinkUnavailable."""
         assert self.publisher is not None
         at = self.publisher.publish(
-            self.champion_snapshot(version), learned=self.offsets, event_time=self.watermark, champion=False
+            self.champion_snapshot(version), learned=self.kafka_offsets, event_time=self.watermark, champion=False
         )
         self.unpublished = False
         self.phase_log.published(version, at)
@@ -324,7 +340,7 @@ class Engine:
         self.unpublished = False
         current = self.publisher.live.current
         if current is None or current.version != version:
-            at = self.publisher.adopt(self.champion_snapshot(version), self.offsets)
+            at = self.publisher.adopt(self.champion_snapshot(version), self.kafka_offsets)
             if any(line.version == version and line.published_at is None for line in self.phase_log.lines()):
                 self.phase_log.published(version, at)  # a crash had come between the flip and this
 
@@ -361,7 +377,3 @@ def _nobody(_learned: Offsets) -> None:
 
 def _plain(offsets: Offsets) -> dict[str, dict[int, int]]:
     return {topic: dict(partitions) for topic, partitions in offsets.items()}
-
-
-def _jsonable(spec: Any) -> dict[str, Any]:
-    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in asdict(spec).items()}

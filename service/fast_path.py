@@ -99,10 +99,6 @@ class FastPath:
                 current.write(self._sink, current.touched)
                 current.behind = False
 
-    def pending_since(self, learned: Offsets) -> list[Arrival]:
-        """What has arrived and is not in a snapshot that ends at `learned`."""
-        return [arrival for arrival in list(self._pending) if not arrival.before(learned)]
-
     def _forget_learned(self) -> None:
         learned, self._forget = self._forget, None
         if learned is not None:
@@ -122,7 +118,7 @@ class FastPath:
             return
         # A slice at a time, so that the current version's readers do not wait for the next one's; with much to catch up
         # on, larger ones, since a user touched often in a slice is computed once.
-        size = min(max(self._slice, len(self._backlog) // 8), len(self._backlog))
+        size = min(max(self._slice, len(self._backlog) // 8), 10 * self._slice, len(self._backlog))
         if size:
             self._serve(self._next, [self._backlog.popleft() for _ in range(size)])
         if self._backlog:

@@ -133,6 +133,7 @@ class Intake:
             step()
         except SourceUnavailable:
             self._metrics.kafka_up.set(0)
+            self._fast_path.apply([])  # a version that is being published does not wait for Kafka
             raise
         self._metrics.kafka_up.set(1)
 

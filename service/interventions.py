@@ -15,6 +15,7 @@ import structlog
 
 from service.engine import Engine
 from service.errors import CommandRefused
+from service.live import Touched
 from service.manifest import CheckpointFacts, Manifest
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,7 @@ def rollback(engine: Engine, *, to: int | None, relearn: bool, dry_run: bool) ->
     }
     if dry_run:
         return said
+    engine.trainer.check_fits(engine.store.load(target).manifest.spec)  # before anything is held or written
     engine.hold.set(f"rolled back from version {champion} to {target}")
     version = serve_again(
         engine, target, reason=f"Rolled back by hand to version {target}.", rolled_back=True, relearn=relearn
@@ -61,7 +63,14 @@ def rollback(engine: Engine, *, to: int | None, relearn: bool, dry_run: bool) ->
 
 def promote(engine: Engine, *, version: int, dry_run: bool) -> dict[str, Any]:
     """Serves `version`, whatever the judge said of it, and lets promotion go on."""
-    target = engine.store.manifest(version).version
+    manifest = engine.store.manifest(version)
+    if manifest.decision in ("refused", "empty"):
+        raise CommandRefused(
+            f"Version {version} was {manifest.decision}: its checkpoint holds its parent's weights, not a candidate's.",
+            hint="Promote a version that was held or promoted; see `headwater versions`.",
+        )
+    engine.trainer.check_fits(manifest.spec)
+    target = manifest.version
     said = {"verb": "promote", "from": engine.store.champion(), "to": target, "promotion": "on", "dry_run": dry_run}
     if dry_run:
         return said
@@ -129,18 +138,17 @@ def reconcile(engine: Engine) -> str | None:
         return None
     pointer = publisher.sink.pointer()
     if pointer is not None and pointer.version == champion and pointer.writer == publisher.writer:
-        counts = {kind: publisher.sink.count(champion, kind) for kind in ("items", "users")}
-        # The fast path adds and deletes, so only a clear shortfall tells of lost keys.
-        if (
-            counts["items"] >= pointer.items * 0.99
-            and counts["users"] >= pointer.users * 0.99
-            and publisher.head_there(champion)
-        ):
+        # The fast path adds vectors, and deletes some, so a shortfall beyond what it deleted tells of lost keys.
+        current = publisher.live.current
+        gone = Touched() if current is None or current.version != champion else current.touched
+        items = publisher.sink.count(champion, "items") + len(gone.gone_items)
+        users = publisher.sink.count(champion, "users") + len(gone.gone_users)
+        if items >= pointer.items * 0.99 and users >= pointer.users * 0.99 and publisher.head_there(champion):
             engine.serve_published(champion)
             return None
         serve_again(engine, champion, reason=f"Redis had lost vectors of version {champion}.")
         return f"Redis had lost vectors of version {champion}; they were published again."
-    if pointer is not None and pointer.version > champion:
+    if pointer is not None and pointer.version >= champion:
         serve_again(
             engine, champion, reason=f"The namespace was at version {pointer.version} of another state directory."
         )
@@ -165,10 +173,14 @@ def _champion(engine: Engine) -> int:
 
 def _before(engine: Engine, champion: int) -> int:
     """The version served before the champion: what went live last among the older ones, other weights than today's."""
-    manifests = {manifest.version: manifest for manifest in engine.store.versions()}
-    served = manifests.get(champion)
-    weights = champion if served is None or served.weights_of is None else served.weights_of
-    older = [v for v, m in manifests.items() if v < weights and m.decision == "promoted" and m.weights_of is None]
+    weights_of = {manifest.version: manifest.weights_of for manifest in engine.store.versions()}
+
+    def root(version: int) -> int:
+        while (earlier := weights_of.get(version)) is not None:
+            version = earlier
+        return version
+
+    older = [v for v in engine.store.promoted() if v < champion and root(v) != root(champion)]
     if not older:
         raise CommandRefused("There is no earlier version to go back to.", hint="See `headwater versions`.")
     return max(older)

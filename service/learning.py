@@ -100,6 +100,9 @@ class Learning:
                 command.answer.set_result(carry_out(self._engine, command.name, command.args))
             except HeadwaterError as error:
                 command.answer.set_exception(error)
+            except BaseException as error:
+                command.answer.set_exception(error)  # whoever asked is told, whatever becomes of the daemon
+                raise
 
     def _look_after_redis(self) -> None:
         """At start, after an absence, and every so often: what the disk says is served is in Redis."""

@@ -83,19 +83,28 @@ class Serving:
         interactions: list[Interaction] = []
         for arrival in arrivals:
             event = arrival.event
+            if isinstance(event, Interaction):
+                interactions.append(event)
+                continue
+            if event.deleted:
+                # What was done before a deletion must not bring the id back.
+                self._observe_interactions(interactions, touched)
+                interactions = []
             if isinstance(event, Item):
                 self._observe_item(event, arrival.time, touched)
-            elif isinstance(event, User):
-                self._observe_user(event, arrival.time, touched)
             else:
-                interactions.append(event)
-        if interactions:
-            self.overlay.observe(event_batch(interactions))
-            for event in interactions:
-                _touch(event.item_id, touched.items, touched.gone_items)
-                _touch(event.user_id, touched.users, touched.gone_users)
+                self._observe_user(event, arrival.time, touched)
+        self._observe_interactions(interactions, touched)
         self._remember(touched)
         return touched
+
+    def _observe_interactions(self, interactions: list[Interaction], touched: Touched) -> None:
+        if not interactions:
+            return
+        self.overlay.observe(event_batch(interactions))
+        for event in interactions:
+            _touch(event.item_id, touched.items, touched.gone_items)
+            _touch(event.user_id, touched.users, touched.gone_users)
 
     def _observe_item(self, item: Item, time: float, touched: Touched) -> None:
         if item.deleted:

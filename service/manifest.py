@@ -63,7 +63,7 @@ class Manifest(CheckpointFacts, frozen=True, kw_only=True):
     segments: Extent
 
 
-def by_partition(offsets: Offsets) -> dict[tuple[str, int], int]:
+def by_partition(offsets: Mapping[str, Mapping[int, int]]) -> dict[tuple[str, int], int]:
     """`{topic: {partition: next}}` as `{(topic, partition): next}`."""
     return {(topic, partition): next_ for topic, parts in offsets.items() for partition, next_ in parts.items()}
 

@@ -72,14 +72,19 @@ class Publisher:
         self._write(snapshot)
         # 3. Counts and a sample, before anything else may write under this version.
         self._verify(snapshot)
-        # 4. What arrived since the phase closed; from now on the fast path writes to both versions.
-        self._catch_up(serving, learned)
-        # 5. The champion on disk before the pointer: a crash between the two is mended at start by finishing the flip.
-        if champion:
-            self.store.set_champion(snapshot.version)
-        crash_point("flip.before")
-        # 6. Flip and swap as one for the fast path: no click is written to the version that was just left.
-        at = self._flip(serving, superseded, event_time)
+        try:
+            # 4. What arrived since the phase closed; from now on the fast path writes to both versions.
+            self._catch_up(serving, learned)
+            # 5. The champion on disk before the pointer: a crash between the two is mended at start.
+            if champion:
+                self.store.set_champion(snapshot.version)
+            crash_point("flip.before")
+            # 6. Flip and swap as one for the fast path: no click is written to the version that was just left.
+            at = self._flip(serving, superseded, event_time)
+        except BaseException:
+            if self.fast_path is not None:
+                self.fast_path.withdraw()
+            raise
         crash_point("flip.after")
         # 7. Readers that pinned the old version have `grace_s` to finish.
         if superseded is not None and superseded.version != snapshot.version:
@@ -109,14 +114,19 @@ class Publisher:
         pointer = self.sink.pointer()
         at = self.clock() if pointer is None else datetime.fromisoformat(pointer.published_at).timestamp()
         serving = Serving(snapshot)
-        self._catch_up(serving, learned)
-        while True:
-            with self.live.lock:
-                if self.fast_path is None or self.fast_path.up_to_date(serving):
-                    self.live.swap(serving)
-                    self.metrics.champion_version.set(serving.version)
-                    return at
-            self._wait_again(serving)
+        try:
+            self._catch_up(serving, learned)
+            while True:
+                with self.live.lock:
+                    if self.fast_path is None or self.fast_path.up_to_date(serving):
+                        self.live.swap(serving)
+                        self.metrics.champion_version.set(serving.version)
+                        return at
+                self._wait_again(serving)
+        except BaseException:
+            if self.fast_path is not None:
+                self.fast_path.withdraw()
+            raise
 
     def least_version(self) -> int:
         """The least number a new version may have: above what readers see, should another state directory have
@@ -175,10 +185,9 @@ class Publisher:
             return
         self.fast_path.offer(serving, learned)
         if not self.fast_path.wait_caught_up(CATCH_UP_S):
-            self.fast_path.withdraw()
             raise PublicationError(
                 f"Events arrive faster than version {serving.version} can take them in.",
-                hint="Lower the load or raise [phase] max_events; it is tried again with the next phase.",
+                hint="Lower the load or raise [phase] max_events; it is tried again in a moment.",
             )
 
     def _flip(self, serving: Serving, superseded: Pointer | None, event_time: float | None) -> float:
@@ -194,7 +203,6 @@ class Publisher:
     def _wait_again(self, serving: Serving) -> None:
         assert self.fast_path is not None
         if serving.behind or not self.fast_path.wait_caught_up(CATCH_UP_S):
-            self.fast_path.withdraw()
             raise PublicationError(
                 f"Version {serving.version} could not be kept up to date while it was published.",
                 hint="Redis was away or slow; it is tried again.",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from models.learner import Learner, LearnReport
 from models.memory import Memory
 from models.popularity import HALF_LIVES
 from models.serving import Snapshot
-from models.spec import TrainSpec
+from models.spec import ModelSpec, TrainSpec
 from service.config import Config
+from service.errors import StateError
 from service.promotion import Gate, Pooled, Verdict, Window
 
 State = dict[str, Any]
@@ -42,6 +43,7 @@ class Attempt:
     learned: range
     """Log positions that were new to the learner: the last phase's held-out share and this one's first events."""
     held_out: range
+    threads: int
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -111,7 +113,12 @@ class Trainer:
         held_out = range(self._cut(fresh), fresh.stop)
         learned = range(self._held_out.start if len(self._held_out) else fresh.start, held_out.start)
         attempt = Attempt(
-            report=None, parent=self.learner.state_dict(), fresh=fresh, learned=learned, held_out=held_out
+            report=None,
+            parent=self.learner.state_dict(),
+            fresh=fresh,
+            learned=learned,
+            held_out=held_out,
+            threads=threads,
         )
         if len(fresh):
             with torch_threads(threads):
@@ -145,9 +152,10 @@ class Trainer:
     def _take_back(self, attempt: Attempt, *, poison: bool) -> None:
         self.learner.load_state_dict(attempt.parent)
         # The events happened all the same: popularity counts them, and replay may draw them unless they are poison.
-        self.learner.pass_over(attempt.learned.stop)
         if poison:
             self.memory.quarantine(attempt.learned)
+        with torch_threads(attempt.threads):
+            self.learner.pass_over(attempt.learned.stop, values=not poison)
 
     def _window(self, attempt: Attempt) -> Window:
         assert attempt.report is not None
@@ -157,7 +165,7 @@ class Trainer:
                 candidate=nothing, champion=None, popularity=nothing, decayed_popularity=nothing, weights_finite=False
             )
         spec, memory = self._config.model, self.memory
-        with torch_threads(training_threads(self._config.train)):
+        with torch_threads(attempt.threads):
             candidate = Snapshot.build(spec, self.learner.state_dict(), memory, version=0, upto=attempt.held_out.start)
             held_out = HeldOut.of(candidate, np.asarray(attempt.held_out, np.int64))
             champion = None
@@ -188,12 +196,36 @@ class Trainer:
         """The state of the version that is served from now on."""
         self._champion = state["learner"]
 
+    def check_fits(self, spec: Mapping[str, Any]) -> None:
+        """Raises StateError if another checkpoint's weights have other shapes than these."""
+        check_fits(self._config, spec)
+
     def with_weights_of(self, state: State) -> State:
         """Today's state with the weights, optimizer and scales of an earlier one."""
         earlier = Learner(self._config.model, self._config.train, self.memory, self._config.seed)
         earlier.load_state_dict(state["learner"])
         earlier.pass_over(self.learner.popularity.position)
         return {**self.state_dict(), "learner": earlier.state_dict()}
+
+
+def plain_spec(spec: ModelSpec | TrainSpec) -> dict[str, Any]:
+    """A table of the configuration as plain JSON values, for the manifest."""
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in asdict(spec).items()}
+
+
+def check_fits(config: Config, spec: Mapping[str, Any]) -> None:
+    """Raises StateError if a checkpoint's `spec` has weights of other shapes than `[model]` asks for."""
+    saved = spec.get("model", {})
+    for name, wanted in plain_spec(config.model).items():
+        if name in saved and saved[name] != wanted:
+            raise StateError(
+                f"[model] {name} is {_words(wanted)}, but the checkpoint was learned with {_words(saved[name])}.",
+                hint="Set it back, or start with another state_dir and `replay` what is to be learned again.",
+            )
+
+
+def _words(value: Any) -> str:
+    return (", ".join(f"{k} = {v}" for k, v in value.items()) or "none") if isinstance(value, Mapping) else str(value)
 
 
 def training_threads(train: TrainSpec) -> int:

@@ -31,11 +31,14 @@ REASONS: Final[Mapping[str, str]] = {
     "bad_time": "the time is neither RFC 3339 with a zone nor a number",
     "absurd_time": "the time is before `min_time`, or more than `max_ahead_s` after the record's own timestamp",
     "not_finite": "a number is NaN, infinite, or too large for its type",
+    "absurd_value": "the value of an interaction is beyond a thousand million",
     "not_base64": "a vector given as text is not base64",
     "wrong_length": "a vector does not have the length that the configuration gives its modality",
 }
 """Why an event cannot be used: the dead letter's reason and the metric's label, each with its meaning."""
 
+LARGEST_VALUE: Final = 1e9
+"""Beyond it a value is a slip, and one such slip would drown all others in means and spreads."""
 MILLISECONDS_FROM: Final = 1e11
 """Epoch times of this size and more are milliseconds; as seconds they would lie beyond the year 5100."""
 

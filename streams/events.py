@@ -23,7 +23,16 @@ from streams.event_bodies import (
     BodyParser,
     feature_values,
 )
-from streams.event_values import BadValueError, Vector, checked_id, epoch_seconds, frame_vectors, parsed_time, vector
+from streams.event_values import (
+    LARGEST_VALUE,
+    BadValueError,
+    Vector,
+    checked_id,
+    epoch_seconds,
+    frame_vectors,
+    parsed_time,
+    vector,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +152,8 @@ class EventDecoder:
                 value = math.nan
             elif not math.isfinite(value):
                 raise BadValueError("not_finite", f"`{self._names['value']}` is {value}.")
+            elif abs(value) > LARGEST_VALUE:
+                raise BadValueError("absurd_value", f"`{self._names['value']}` is {value:g}.")
             when = self._time(time, record)
             if when is None:
                 raise BadValueError("missing_field", f"`{self._names['time']}` is missing.")
