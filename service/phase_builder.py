@@ -42,8 +42,8 @@ class PhaseBuilder:
         )
         self._next = dict(positions)
         self._resume_to = resume_to
-        self._later: list[Arrival] = []
-        """Content past the end of the phase being resumed: it belongs to the one after."""
+        self._later: list[tuple[TopicPartition, int, Arrival | None]] = []
+        """Content past the end of the phase being resumed, None where it could not be used: for the one after."""
         self._gaps: list[tuple[TopicPartition, int, int]] = []
         """Interactions that Kafka no longer has, [from, to), as far as no phase has passed them."""
         self._begin()
@@ -77,7 +77,7 @@ class PhaseBuilder:
         """An item or user event."""
         tp = (arrival.topic, arrival.partition)
         if self._resume_to is not None and not self.within_resumed(tp, arrival.offset):
-            self._later.append(arrival)
+            self._later.append((tp, arrival.offset, arrival))
             return
         self._open(now)
         self._content.append(arrival)
@@ -85,7 +85,9 @@ class PhaseBuilder:
 
     def pass_content(self, tp: TopicPartition, offset: int) -> None:
         """An item or user record that could not be used: its offset is passed all the same."""
-        if self._resume_to is None or self.within_resumed(tp, offset):
+        if self._resume_to is not None and not self.within_resumed(tp, offset):
+            self._later.append((tp, offset, None))
+        else:
             self._next[tp] = offset + 1
 
     def take(self, tp: TopicPartition, entry: Entry, now: float) -> None:
@@ -143,8 +145,11 @@ class PhaseBuilder:
         self._resume_to = None
         self._begin()
         later, self._later = self._later, []
-        for arrival in later:
-            self.take_content(arrival, now)
+        for tp, offset, arrival in later:
+            if arrival is None:
+                self.pass_content(tp, offset)
+            else:
+                self.take_content(arrival, now)
         return phase
 
     def _pass_gaps(self, end: Mapping[TopicPartition, int]) -> int:
