@@ -4,17 +4,19 @@ result."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from service import interventions
 from service.app import LocalApp
 from service.checkpoints import CheckpointStore
 from service.config import Config
 from service.connections import redis_sink
 from service.engine import Engine
 from service.errors import NoCheckpoint, NotRunning
+from service.hold import Hold
 from service.http_client import DaemonClient
 from service.interventions import carry_out, reconcile
 from service.live import Live, Serving
@@ -54,12 +56,12 @@ def promote(config: Config, *, version: int, dry_run: bool) -> dict[str, Any]:
 
 def pause(config: Config, *, dry_run: bool) -> dict[str, Any]:
     """Hold promotion."""
-    return _command(config, "pause", {"dry_run": dry_run})
+    return _hold(config, "pause", interventions.pause, dry_run=dry_run)
 
 
 def resume(config: Config, *, dry_run: bool) -> dict[str, Any]:
     """Let promotion go on."""
-    return _command(config, "resume", {"dry_run": dry_run})
+    return _hold(config, "resume", interventions.resume, dry_run=dry_run)
 
 
 def local_app(config: Config) -> LocalApp:
@@ -74,6 +76,15 @@ def local_app(config: Config) -> LocalApp:
         live = Live()
         live.current = Serving(engine.champion_snapshot(champion))
         return LocalApp(live)
+
+
+def _hold(config: Config, name: str, verb: Callable[..., dict[str, Any]], *, dry_run: bool) -> dict[str, Any]:
+    """Needs neither weights nor Redis: a daemon that starts later finds the hold on disk."""
+    try:
+        return DaemonClient(config).command(name, {"dry_run": dry_run})
+    except NotRunning:
+        with StateDirectory.open(config.state_dir, config.namespace) as state:
+            return verb(Hold(state.path), dry_run=dry_run)
 
 
 def _command(config: Config, name: str, args: Mapping[str, Any]) -> dict[str, Any]:

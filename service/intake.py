@@ -322,7 +322,12 @@ class Intake:
                 self._metrics.consumer_lag_records.labels(topic, str(partition)).set(lag)
 
     def _pass_over(self, lost: DataLost) -> None:
-        if self._config.kafka.on_data_loss == "stop" or lost.wanted > lost.end:
+        if lost.wanted > lost.end:
+            raise DataTruncated(
+                f"Kafka's log ends before what Headwater was to read next: {lost}.",
+                hint="The topic was cut or made anew: start with another state_dir, and `replay` what is to be kept.",
+            )
+        if self._config.kafka.on_data_loss == "stop":
             raise DataTruncated(
                 f"Kafka no longer has what Headwater was to read next: {lost}.",
                 hint='Set [kafka] on_data_loss = "count" to go on without it.',

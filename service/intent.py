@@ -35,7 +35,7 @@ class Intent(Sealed, frozen=True, kw_only=True):
     replay_ratio: float
     threads: int
     gate: str
-    """Mode of the judge, e.g. `judge` or `held`."""
+    """`auto`, or `hold` where candidates that pass are kept back."""
 
 
 class IntentFile:

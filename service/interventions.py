@@ -15,6 +15,7 @@ import structlog
 
 from service.engine import Engine
 from service.errors import CommandRefused
+from service.hold import Hold
 from service.live import Touched
 from service.manifest import CheckpointFacts, Manifest
 
@@ -29,9 +30,9 @@ def carry_out(engine: Engine, name: str, args: Mapping[str, Any]) -> dict[str, A
     if name == "promote":
         return promote(engine, version=int(args["version"]), dry_run=dry_run)
     if name == "pause":
-        return pause(engine, dry_run=dry_run)
+        return pause(engine.hold, dry_run=dry_run)
     if name == "resume":
-        return resume(engine, dry_run=dry_run)
+        return resume(engine.hold, dry_run=dry_run)
     raise CommandRefused(f"{name!r} is no verb.", hint="There are rollback, promote, pause and resume.")
 
 
@@ -79,17 +80,17 @@ def promote(engine: Engine, *, version: int, dry_run: bool) -> dict[str, Any]:
     return {**said, "version": new, "published": not engine.unpublished}
 
 
-def pause(engine: Engine, *, dry_run: bool) -> dict[str, Any]:
+def pause(hold: Hold, *, dry_run: bool) -> dict[str, Any]:
     """Holds promotion from the next phase on; learning goes on."""
     if not dry_run:
-        engine.hold.set("paused by hand")
+        hold.set("paused by hand")
     return {"verb": "pause", "promotion": "held", "dry_run": dry_run}
 
 
-def resume(engine: Engine, *, dry_run: bool) -> dict[str, Any]:
+def resume(hold: Hold, *, dry_run: bool) -> dict[str, Any]:
     """Lets candidates that pass be promoted again."""
     if not dry_run:
-        engine.hold.release()
+        hold.release()
     return {"verb": "resume", "promotion": "on", "dry_run": dry_run}
 
 

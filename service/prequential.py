@@ -9,6 +9,7 @@ Shape suffixes: B events, N items, V length of published vectors.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -88,13 +89,13 @@ def measure(
 ) -> dict[str, float]:
     """Figures of `snapshot` on a phase's events in order of time, all of them or a seeded uniform sample of `most`.
 
-    `content` are the phase's item and user events; each item counts from its own time on. With `chunk` 1 popularity too
-    is as of each basket's start.
+    `content` are the phase's item and user events; each counts from its own time on. With `chunk` 1 popularity too is
+    as of each basket's start.
     """
     if snapshot.n_items == 0 or not len(batch):
         return {}
     overlay = Overlay(snapshot)
-    tell_content(overlay, content)
+    announcements = deque(sorted(content, key=lambda arrival: arrival.time))
     chosen = np.ones(len(batch), bool)
     if len(batch) > most:
         chosen[:] = False
@@ -105,6 +106,8 @@ def measure(
     seen: dict[str, set[int]] = {}
     for start, stop in _chunks(batch.times, chunk):
         part, span = batch[start:stop], slice(start, stop)
+        while announcements and announcements[0].time <= part.times[-1]:
+            _tell(overlay, announcements.popleft())
         if not chosen[span].any():
             overlay.observe(part)
             seen.clear()
@@ -183,20 +186,21 @@ def _predict(
     rows = [overlay.item_index(item) for item in part.items]
     items_NV = overlay.published_vectors()
     users_BV = overlay.vectors_before(part)
+    rating = overlay.snapshot.spec.objective == "rating"
     for at, row in enumerate(rows):
-        if row is not None and chosen[at]:
-            scores = overlay.snapshot.scores(users_BV[at : at + 1], items_NV[row : row + 1])
-            measured.score.append(float(scores[0, 0]))
-            measured.value.append(float(part.values[at]))
-            measured.positive.append(bool(positive[at]))
+        if chosen[at] and (row is not None or rating):
+            # Of an item that nobody told us of only the user's own mean is known, the last of a vector for ratings.
+            known = row is not None and row < len(items_NV)
+            scores = overlay.snapshot.scores(users_BV[at : at + 1], items_NV[row : row + 1]) if known else None  #
+            type: ignore[operator] measured.score.append(float(users_BV[at, -1] if scores is None else scores[0, 0]))
+            measured.value.append(float(part.values[at])) measured.positive.append(bool(positive[at]))
 
 
-def tell_content(overlay: Overlay, content: Sequence[Arrival]) -> None:
-    """Lets an overlay know of item and user events; deletions take effect with the phase, after its events are
+def _tell(overlay: Overlay, arrival: Arrival) -> None:
+    """Lets an overlay know of an item or user event; deletions take effect with the phase, after its events are
     ranked."""
-    for arrival in content:
-        event = arrival.event
-        if isinstance(event, Item) and not event.deleted:
-            overlay.announce(event.item_id, arrival.time, event.features, event.attributes)
-        elif isinstance(event, User) and not event.deleted:
-            overlay.enrol(event.user_id, arrival.time, event.features)
+    event = arrival.event
+    if isinstance(event, Item) and not event.deleted:
+        overlay.announce(event.item_id, arrival.time, event.features, event.attributes)
+    elif isinstance(event, User) and not event.deleted:
+        overlay.enrol(event.user_id, arrival.time, event.features)
