@@ -26,7 +26,7 @@ from streams.publisher import RedisSink
 from streams.simulator import Simulator, World
 from streams.simulator_messages import MODALITIES, USER_FEATURES, Message, messages
 
-PATIENCE_S = 150.0
+PATIENCE_S = 120.0
 """Longest wait for anything; only a test that fails waits so long."""
 LOOK_S = 0.05
 TOKEN = "open sesame"
@@ -56,6 +56,10 @@ class Place:
     broker: str
     """`host:port`."""
     redis_url: str
+    redis: ServerProcess | None = None
+    """The Redis itself, where it is the test's own to kill."""
+    producer: EventProducer | None = None
+    """What `send` sends with, if nothing else is said."""
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -112,8 +116,10 @@ class Place:
         producer.ensure_topics([self.topics["interactions"], *compacted], partitions=partitions, compacted=compacted)
         producer.ensure_topics([self.topics["dead"]], partitions=1)
 
-    def send(self, producer: EventProducer, stream: Iterable[Message]) -> None:
+    def send(self, stream: Iterable[Message], producer: EventProducer | None = None) -> None:
         """What `headwater produce` does: each message to its topic under its key; returns when the broker has them."""
+        producer = producer or self.producer
+        assert producer is not None
         for message in stream:
             producer.send(self.topics[message.kind], message.key, message.value)
         producer.flush()

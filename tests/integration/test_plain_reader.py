@@ -69,7 +69,7 @@ def published(
     place = Place(tmp_path_factory.mktemp(name), name, kafka.address, redis_url)
     config = place.configure(model={"head": request.param})
     place.create_topics(kafka.producer)
-    place.send(kafka.producer, small_world(events=1_000))
+    place.send(small_world(events=1_000), kafka.producer)
     assert daemon.run(config, once=True) == 0
     with StateDirectory.open(config.state_dir, config.namespace) as state:
         engine = Engine(config=config, state=state, metrics=Metrics(CollectorRegistry()), clock=lambda: 0.0)
