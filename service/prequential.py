@@ -188,17 +188,20 @@ def _predict(
     users_BV = overlay.vectors_before(part)
     rating = overlay.snapshot.spec.objective == "rating"
     for at, row in enumerate(rows):
-        if chosen[at] and (row is not None or rating):
-            # Of an item that nobody told us of only the user's own mean is known, the last of a vector for ratings.
-            known = row is not None and row < len(items_NV)
-            scores = overlay.snapshot.scores(users_BV[at : at + 1], items_NV[row : row + 1]) if known else None  #
-            type: ignore[operator] measured.score.append(float(users_BV[at, -1] if scores is None else scores[0, 0]))
-            measured.value.append(float(part.values[at])) measured.positive.append(bool(positive[at]))
+        if not chosen[at] or (row is None and not rating):
+            continue
+        if row is None or row >= len(items_NV):
+            # Of an item that nobody told us of, only the user's own mean is known: the last of a vector for ratings.
+            score = float(users_BV[at, -1])
+        else:
+            score = float(overlay.snapshot.scores(users_BV[at : at + 1], items_NV[row : row + 1])[0, 0])
+        measured.score.append(score)
+        measured.value.append(float(part.values[at]))
+        measured.positive.append(bool(positive[at]))
 
 
 def _tell(overlay: Overlay, arrival: Arrival) -> None:
-    """Lets an overlay know of an item or user event; deletions take effect with the phase, after its events are
-    ranked."""
+    """Lets an overlay know of an item or user event; a deletion takes effect with the phase, after it is measured."""
     event = arrival.event
     if isinstance(event, Item) and not event.deleted:
         overlay.announce(event.item_id, arrival.time, event.features, event.attributes)
