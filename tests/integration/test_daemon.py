@@ -17,8 +17,6 @@ from service.state_dir import lock_holder
 from streams.embedded import ServerProcess, find_redis_server, free_port
 from streams.kafka_producer import EventProducer
 from streams.redis_keys import Pointer
-from streams.sink_types import SinkUnavailable
-from streams.source_types import SourceUnavailable
 from tests.daemon_process import DaemonProcess, Place, small_world
 from tests.servers import Broker, kafka_kinds, new_broker, new_redis
 
@@ -259,15 +257,3 @@ def test_waiting_for_a_server_ends_cleanly_when_told_to(
     daemon.wait_until("the daemon to wait", lambda: any("is away" in line["event"] for line in daemon.said()))
     assert daemon.terminate() == 0, daemon.tail()
     assert "Traceback" not in daemon.tail()
-
-
-def test_once_does_not_wait_for_servers(tmp_path: Path, namespace: str) -> None:
-    broker, redis = absent_servers(tmp_path)
-    place = Place(tmp_path / "place", namespace, broker.address, redis.address)
-    with pytest.raises(SourceUnavailable, match=broker.address):
-        run(place.config, once=True)
-    with broker:
-        with EventProducer(bootstrap_servers=broker.address) as producer:
-            place.create_topics(producer)
-        with pytest.raises(SinkUnavailable, match=str(redis.port)):
-            run(place.config, once=True)
