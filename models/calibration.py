@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from models.scorer import LENGTHS, SCALES
+from models.histories import LENGTHS
+from models.scorer import SCALES
 
 HALF_LIFE = 5_000.0
 """Events after which a phase's evidence counts half."""

@@ -37,6 +37,15 @@ def encode(scorer: Scorer, table: FeatureTable, rows: NDArray[np.int64], device:
     return torch.cat(parts) if parts else torch.zeros(0, scorer.spec.dim, device=device)
 
 
+def same_encoders(one: Scorer, other: Scorer) -> bool:
+    """Whether two scorers encode every item alike, bit for bit."""
+    if one.spec.modalities != other.spec.modalities or one.spec.fusion != other.spec.fusion:
+        return False
+    mine, theirs = one.state_dict(), other.state_dict()
+    names = [name for name in mine if name.startswith(("encoders.", "fusion."))]
+    return all(name in theirs and torch.equal(mine[name], theirs[name]) for name in names)
+
+
 def encode_one(scorer: Scorer, features: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
     """The fused content (D,) of an item with these features."""
     table = FeatureTable(scorer.spec.modalities, scorer.spec.frames)

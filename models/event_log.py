@@ -67,7 +67,7 @@ class LogView:
             return history_BL
         at_B = start_B
         for place in range(length):
-            if not (at_B >= 0).any():
+            if place % 16 == 0 and not (at_B >= 0).any():
                 break
             history_BL[:, place] = at_B
             at_B = np.where(at_B >= 0, self.previous[at_B], -1)

@@ -43,7 +43,16 @@ class Examples:
         return len(self.position_B)
 
     @classmethod
-    def build(cls, log: LogView, popularity: Popularity, fresh_B: Ints, replayed_B: Ints, length: int) -> Examples:
+    def build(
+        cls,
+        log: LogView,
+        popularity: Popularity,
+        fresh_B: Ints,
+        replayed_B: Ints,
+        length: int,
+        *,
+        seen_BS: Ints | None = None,
+    ) -> Examples:
         """Examples of these log positions."""
         position_B = np.concatenate((fresh_B, replayed_B))
         item_B = log.item[position_B].astype(np.int64)
@@ -57,7 +66,7 @@ class Examples:
             value_B=log.value[position_B],
             time_B=time_B,
             histories=Histories.from_log(log, log.before[position_B], length, until_B=time_B),
-            seen_BS=seen_before(log, position_B),
+            seen_BS=seen_before(log, position_B) if seen_BS is None else seen_BS,
             cold_B=(first_B < 0) | (first_B >= position_B),
             fresh=len(fresh_B),
         )

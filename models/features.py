@@ -81,6 +81,20 @@ class FeatureTable:
         lengths[there] = self._lengths[name].rows[at[there]]
         return out, lengths
 
+    def unchanged(self, earlier: FeatureTable, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows have the same features as in an earlier view of this table, (B,)."""
+        same = np.ones(len(rows), bool)
+        for name in self.dims:
+            newest = [self._known(table, name, rows) for table in (self, earlier)]
+            same &= newest[0] == newest[1]
+        return same
+
+    @staticmethod
+    def _known(table: FeatureTable, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        newest = table._newest[name].rows
+        inside = rows < len(newest)
+        return np.where(inside, newest[np.where(inside, rows, 0)], -1) if len(newest) else np.full(len(rows), -1)
+
     def view(self) -> FeatureTable:
         """The features as of now: vectors shared, which of them is whose copied."""
         view = FeatureTable(self.dims, self.frames)

@@ -47,8 +47,9 @@ class HeldOut:
             there &= log.weight[positions] != 0
         else:
             there &= log.weight[positions] > 0
-            first = {position: not _had_before(snapshot, int(position)) for position in positions[there]}
-            there &= np.array([first.get(position, False) for position in positions.tolist()], bool)
+            known = positions[there]
+            had = [item in before for item, before in zip(log.item[known], log.items_before(known), strict=True)]
+            there[there] = ~np.array(had, bool)
         return cls(positions[there])
 
     def users(self, snapshot: Snapshot) -> Ints:
@@ -83,8 +84,8 @@ class HeldOut:
         objective = snapshot.spec.objective
         if objective == "ranking":
             candidates_BN = snapshot.announced[None, :] <= log.time[at_B][:, None]
-            for row, position in enumerate(at_B.tolist()):
-                candidates_BN[row, _items_before(snapshot, position)] = False
+            for row, before in enumerate(log.items_before(at_B)):
+                candidates_BN[row, before] = False
             candidates_BN[np.arange(len(at_B)), item_B] = True
             return gain(ranks(scores_BN, item_B, candidates_BN))
         score_B = scores_BN[np.arange(len(at_B)), item_B].astype(np.float64)
@@ -111,17 +112,3 @@ def counts_now(popularity: Popularity, half_life: int) -> NDArray[np.float32]:
 def _chunks(positions: Ints) -> Iterator[Ints]:
     for start in range(0, len(positions), CHUNK):
         yield positions[start : start + CHUNK]
-
-
-def _items_before(snapshot: Snapshot, position: int) -> list[int]:
-    """Item rows that the event's user had at strictly earlier times."""
-    log, items, at = snapshot.log, [], int(snapshot.log.before[position])
-    while at >= 0:
-        if log.item[at] >= 0:
-            items.append(int(log.item[at]))
-        at = int(log.previous[at])
-    return items
-
-
-def _had_before(snapshot: Snapshot, position: int) -> bool:
-    return int(snapshot.log.item[position]) in _items_before(snapshot, position)

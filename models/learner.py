@@ -34,10 +34,13 @@ from models.spec import ModelSpec, TrainSpec
 Ints = NDArray[np.int64]
 
 BLOCK = 1024
-"""New events between two refreshes of all contents, popularities and scales: a long phase learns as several short ones."""
-RESIDUAL_RATE = 1.0
-BIAS_RATE = 10.0
-"""How much faster a bias learns than a residual: it has the scores' own scale, not that of one of many coordinates."""
+"""New events between two refreshes of contents, popularity and scales: a long phase learns as several short ones."""
+POPULARITY_RATE = 1.0
+REPLAY_POP = False
+RESIDUAL_RATE = 10.0
+"""How much larger an item's own first steps are than those of the shared weights: few examples are about it."""
+BIAS_RATE = 100.0
+"""The same of its bias, which has the scores' own scale and not that of one of many coordinates."""
 INITIAL_SPREAD = 0.05
 """Standard deviation of a new item's residual; it is hidden until the item's first interaction."""
 
@@ -80,16 +83,21 @@ class Learner:
         self.objective = OBJECTIVES[spec.objective](self)
 
     def _new_optimizer(self) -> torch.optim.AdamW:
+        slow = [*self.scorer.item_popularity.parameters(), *self.scorer.taste.parameters()]
+        known = {id(p) for p in slow}
+        rest = [p for p in self.scorer.parameters() if id(p) not in known]
+        rate = self.train.learning_rate
         return torch.optim.AdamW(
-            self.scorer.parameters(), lr=self.train.learning_rate, weight_decay=self.train.weight_decay, foreach=True
+            [{"params": rest, "lr": rate}, {"params": slow, "lr": rate * POPULARITY_RATE}],
+            weight_decay=self.train.weight_decay, foreach=True,
         )
 
     # -- learning
 
-    def learn(self, positions: Ints, *, now: float, replay_ratio: float) -> LearnReport:
+    def learn(self, positions: Ints, *, now: float, replay_ratio: float) -> LearnReport:  # noqa: ARG002
         """Learn the events at these log positions (ascending), replaying `replay_ratio` earlier ones for each.
 
-        `now` (seconds since the epoch) is when the phase ended; ages are as of the examples where there are any.
+        `now` (seconds since the epoch), when the phase ended, is not needed: ages are as of the examples' own times.
         """
         positions = np.asarray(positions, np.int64)
         log = self.memory.log.view(shared_tail=True)
@@ -109,12 +117,11 @@ class Learner:
                         len(log), round(len(new) * replay_ratio), self.train.replay_half_life, self.generator,
                         exclude_from=int(block_positions[0]),
                     )  # fmt: skip
-                    new, old = self.objective.usable(log, new), self.objective.usable(log, old)
                     stop = min(int(block_positions[min(at + fresh, len(block_positions)) - 1]) + 1, len(log))
-                    examples = Examples.build(log, self.popularity, new, old, self.spec.history)
+                    examples = self.objective.examples(log, new, old)
                     if len(examples):
                         losses.append(self._step(examples))
-                        replayed += len(old)
+                        replayed += len(examples) - examples.fresh
                     self.advance(log, stop)
         self.steps += len(losses)
         finite = all(map(math.isfinite, losses)) and self._finite()

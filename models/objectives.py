@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 
-CALIBRATED = 256
+CALIBRATED = 192
 """Most events of a block that the scales are fitted on."""
 CALIBRATION_CHUNKS = 4
-CALIBRATION_ITEMS = 2_000
+CALIBRATION_ITEMS = 1_000
 """Most candidates that they are ranked among."""
 MLP_NEGATIVES = 256
 """Most negatives of a step where a network scores each pair."""
@@ -60,6 +60,11 @@ class Objective:
     def usable(self, log: LogView, positions: Ints) -> Ints:
         """Which of these events are examples."""
         return positions[(log.weight[positions] > 0) & (log.item[positions] >= 0) & (log.user[positions] >= 0)]
+
+    def examples(self, log: LogView, fresh: Ints, replayed: Ints) -> Examples:
+        """Those of the new and of the replayed events that are usable."""
+        fresh, replayed = self.usable(log, fresh), self.usable(log, replayed)
+        return Examples.build(log, self.learner.popularity, fresh, replayed, self.learner.spec.history)
 
     def calibrate(self, log: LogView, positions: Ints) -> None:
         """Fit the scales on events that are about to be learned; nothing unless it ranks."""
@@ -119,16 +124,21 @@ class Objective:
 class Ranking(Objective):
     """Softmax of the next item among all that are announced by then and new to the user, or a sample of them."""
 
-    def usable(self, log: LogView, positions: Ints) -> Ints:
+    def examples(self, log: LogView, fresh: Ints, replayed: Ints) -> Examples:
         """Positive events, without repeats unless they are to be learned."""
-        positions = super().usable(log, positions)
-        if self.learner.train.repeats:
-            return positions
-        repeated = (seen_before(log, positions) == log.item[positions][:, None]).any(1)
-        return positions[~repeated]
+        fresh, replayed = self.usable(log, fresh), self.usable(log, replayed)
+        both = np.concatenate((fresh, replayed))
+        seen_BS = seen_before(log, both)
+        if not self.learner.train.repeats:
+            new = ~(seen_BS == log.item[both][:, None]).any(1)
+            fresh, replayed, seen_BS = fresh[new[: len(fresh)]], replayed[new[len(fresh) :]], seen_BS[new]
+        return Examples.build(
+            log, self.learner.popularity, fresh, replayed, self.learner.spec.history, seen_BS=seen_BS
+        )  # fmt: skip
 
     def forward(self, examples: Examples) -> Step:
         """The whole catalogue where it is small, else in-batch and uniform negatives."""
+        import models.learner as LL
         learner = self.learner
         device, train = learner.device, learner.train
         everything = len(learner.popularity) <= train.full_softmax_items and learner.spec.head == "dot"
@@ -147,13 +157,13 @@ class Ranking(Objective):
         user_BV = self.users(examples, history, vectors_RD, features_RK, training=True)
         item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
         weight_B = torch.from_numpy(examples.weight_B / max(float(examples.weight_B.sum()), 1e-9)).to(device)
-        cold_C, cold_CV = self._cold(examples, rows, target_B)
+        cold_C, cold_CV = self._cold(examples)
         hidden_BN = self._hidden(examples, rows, candidates)
         hidden_BS = self._own(examples, rows, candidates)
         if learner.spec.head == "dot":
             loss = FullSoftmax.apply(  # type: ignore[no-untyped-call]
                 user_BV, item_RV[:candidates], target_B, weight_B, hidden_BN, hidden_BS, cold_C, cold_CV, offset,
-                examples.fresh, learner.spec.dim + 1,
+                len(examples) if LL.REPLAY_POP else examples.fresh, learner.spec.dim + 1,
             )  # fmt: skip
         else:
             score_BN = learner.scorer.matrix(user_BV, item_RV[:candidates])
@@ -183,7 +193,7 @@ class Ranking(Objective):
         expected = most / max(1, len(known)) + len(target) * share
         return lead, -torch.log(expected.clamp(1e-9, 1.0))
 
-    def _cold(self, examples: Examples, rows: Tensor | None, target_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _cold(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Examples whose target was cold then, and the vectors that it had."""
         learner = self.learner
         numbers = np.flatnonzero(examples.cold_B)
@@ -216,7 +226,7 @@ class Ranking(Objective):
 
     @torch.no_grad()
     def calibrate(self, log: LogView, positions: Ints) -> None:
-        """Rank some of these events with the weights as they are and popularity as it will be then, and fit the scales."""
+        """Rank some of these events, weights as they are and popularity as it will be then, and fit the scales."""
         learner = self.learner
         if learner.spec.head != "dot" or (learner.steps == 0 and not len(learner.optimizer.state)):
             return
@@ -226,14 +236,21 @@ class Ranking(Objective):
             return
         kept = usable[np.linspace(0, len(usable) - 1, min(CALIBRATED, len(usable))).round().astype(np.int64)]
         popularity, features = learner.popularity.copy(), learner.features.clone()
-        terms, targets, allowed, lengths = [], [], [], []
+        terms: list[Tensor] = []
+        targets: list[Tensor] = []
+        allowed: list[Tensor] = []
+        lengths: list[Tensor] = []
         for chunk in np.array_split(kept, min(CALIBRATION_CHUNKS, len(kept))):
             learner.advance(log, int(chunk[0]), values=False)
-            examples = Examples.build(log, learner.popularity, chunk, chunk[:0], learner.spec.history)
+            examples = self.examples(log, chunk, chunk[:0])
+            if not len(examples):
+                continue
             out = self._terms(examples)
             for part, value in zip((terms, targets, allowed, lengths), out, strict=True):
                 part.append(value)
         learner.popularity, learner.features = popularity, features
+        if not targets:
+            return
         learner.calibration.fit(
             torch.cat(terms), torch.cat(targets), torch.cat(allowed), torch.cat(lengths), weight=len(usable) / len(kept)
         )  # fmt: skip
@@ -307,7 +324,7 @@ class Rating(Pairs):
     def usable(self, log: LogView, positions: Ints) -> Ints:
         """Events with a value, of any action that counts."""
         known = (log.item[positions] >= 0) & (log.user[positions] >= 0) & (log.weight[positions] != 0)
-        return positions[known & np.isfinite(log.value[positions])]
+        return np.asarray(positions[known & np.isfinite(log.value[positions])])
 
     def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
         """MSE."""
@@ -319,7 +336,8 @@ class Click(Pairs):
 
     def usable(self, log: LogView, positions: Ints) -> Ints:
         """Events of any action that counts."""
-        return positions[(log.weight[positions] != 0) & (log.item[positions] >= 0) & (log.user[positions] >= 0)]
+        known = (log.item[positions] >= 0) & (log.user[positions] >= 0)
+        return np.asarray(positions[known & (log.weight[positions] != 0)])
 
     def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
         """BCE, weighted by the size of the action's weight."""

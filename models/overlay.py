@@ -184,7 +184,7 @@ class Overlay:
         newer = log.item[log.of_user(int(local))] if local >= 0 else np.empty(0, np.int32)
         older = old.item[old.of_user(int(base))] if base >= 0 else np.empty(0, np.int32)
         rows = np.unique(np.concatenate((newer, older))).astype(np.int64)
-        return rows[rows >= 0]
+        return np.asarray(rows[rows >= 0])
 
     @property
     def gone_rows(self) -> list[int]:

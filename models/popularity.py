@@ -107,4 +107,4 @@ class Popularity:
 
 def decay(events: Ints) -> Floats:
     """2^(−events / half-life), (B, H)."""
-    return np.exp2(events[:, None] / -np.array(HALF_LIVES)).astype(np.float32)
+    return np.asarray(np.exp2(events[:, None] / -np.array(HALF_LIVES)), np.float32)

@@ -138,11 +138,16 @@ class Scorer(nn.Module):
         if self.spec.head == "dot":
             return user_BV @ item_NV.T
         d = self.spec.dim
-        first = self.head[0]
-        user_BW = user_BV[:, :d] @ first.weight[:, :d].T + first.bias
-        item_NW = item_NV[:, :d] @ first.weight[:, d:].T
+        weight, bias = self._first()
+        user_BW = user_BV[:, :d] @ weight[:, :d].T + bias
+        item_NW = item_NV[:, :d] @ weight[:, d:].T
         inner = torch.relu(user_BW.unsqueeze(1) + item_NW.unsqueeze(0))
         return self.head[1](inner).squeeze(-1) + user_BV[:, d:] @ item_NV[:, d:].T  # type: ignore[no-any-return]
+
+    def _first(self) -> tuple[Tensor, Tensor]:
+        layer = self.head[0]
+        assert isinstance(layer, nn.Linear)
+        return layer.weight, layer.bias
 
     def _network(self, pair: Tensor) -> Tensor:
         return self.head[1](torch.relu(self.head[0](pair))).squeeze(-1)  # type: ignore[no-any-return]

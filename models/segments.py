@@ -20,7 +20,7 @@ class Word(msgspec.Struct, array_like=True, frozen=True):
     """One change of the vocabulary: a new id (None where it was forgotten since), or a row or events to blank."""
 
     op: str
-    """`item`, `user`, `action`: the next row's id; `-item`, `-user`: forget this row; `silence`: events to pass over."""
+    """`item`, `user`, `action`: the next row's id; `-item`, `-user`: forget this row; `silence`: pass over events."""
     name: str | None = None
     row: int = -1
     stop: int = -1

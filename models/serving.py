@@ -40,17 +40,31 @@ class Snapshot:
 
     @classmethod
     def build(
-        cls, spec: ModelSpec, state: dict[str, Any], memory: Memory, *, version: int, upto: int | None = None
+        cls,
+        spec: ModelSpec,
+        state: dict[str, Any],
+        memory: Memory,
+        *,
+        version: int,
+        upto: int | None = None,
+        like: Snapshot | None = None,
     ) -> Snapshot:
         """The snapshot of a learner's state over today's memory, which may be much younger (a rollback).
 
         Items that the weights have not met have no residual; popularity and histories include every event in memory, or
         popularity only those before the log position `upto` (not before the state's own), to judge by what follows.
+        Contents are taken from `like`, another snapshot of this memory, where its encoders are the same.
         """
-        return cls(spec, state, memory, version, upto)
+        return cls(spec, state, memory, version, upto, like)
 
     def __init__(
-        self, spec: ModelSpec, state: dict[str, Any], memory: Memory, version: int, upto: int | None = None
+        self,
+        spec: ModelSpec,
+        state: dict[str, Any],
+        memory: Memory,
+        version: int,
+        upto: int | None = None,
+        like: Snapshot | None = None,
     ) -> None:
         self.spec, self.version = spec, version
         self.d = spec.dim
@@ -72,9 +86,23 @@ class Snapshot:
         self.item_attributes = memory.item_attributes
         self.event_time = float(self.log.time.max(initial=-np.inf)) if len(self.log) else None
         """Time of the newest event, None before any."""
+        self.contents_ND = self._contents(like)
+        """Fused contents of all item rows."""
         self._build_items(state, len(self.log) if upto is None else upto)
         self.default_user: Vectors = self.user_matrix(Histories.empty(1, spec.history), np.array([-1]))[0]
         """The vector of anyone unknown."""
+
+    def _contents(self, like: Snapshot | None) -> Vectors:
+        contents = np.empty((self.n_items, self.d), np.float32)
+        rows = np.arange(self.n_items)
+        if like is not None and catalogue.same_encoders(self.scorer, like.scorer):
+            same = (rows < like.n_items) & self.item_features.unchanged(like.item_features, rows)
+            contents[same] = like.contents_ND[rows[same]]
+            rows = rows[~same]
+        for at in range(0, len(rows), CHUNK):
+            part = rows[at : at + CHUNK]
+            contents[part] = catalogue.encode(self.scorer, self.item_features, part, "cpu").numpy()
+        return contents
 
     def _build_items(self, state: dict[str, Any], upto: int) -> None:
         self.popularity = popularity_from(state)
@@ -94,9 +122,8 @@ class Snapshot:
         self.features_NK = self.popularity.features(np.arange(self.n_items), now - self.announced)
         for at in range(0, self.n_items, CHUNK):
             rows = np.arange(at, min(at + CHUNK, self.n_items))
-            content = catalogue.encode(self.scorer, self.item_features, rows, "cpu").numpy()
             self.vectors_NV[rows] = self.item_matrix(
-                content + self.residual[rows], self.bias[rows], self.features_NK[rows]
+                self.contents_ND[rows] + self.residual[rows], self.bias[rows], self.features_NK[rows]
             )  # fmt: skip
 
     # -- vectors
@@ -204,7 +231,7 @@ class Snapshot:
 
         The score is network([user[:d], item[:d]]) + dot(user[d:], item[d:]).
         """
-        return [(layer.weight.numpy().copy(), layer.bias.numpy().copy()) for layer in self.scorer.head]  # type: ignore[union-attr, operator]
+        return [(layer.weight.numpy().copy(), layer.bias.numpy().copy()) for layer in self.scorer.head]  # type: ignore[operator]
 
     def attributes(self, item_id: str) -> dict[str, Any]:
         """What was announced with an item; empty where nothing was."""

@@ -1,7 +1,7 @@
 """What can be configured about the scorer and its training.
 
-These dataclasses are the `[model]` and `[train]` tables of the configuration file: they are stated here once, validated by
-`service.config`, and known to nothing else.
+These dataclasses are the `[model]` and `[train]` tables of the configuration file: they are stated here once, validated
+by `service.config`, and known to nothing else.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class TrainSpec:
     full_softmax_items: int = 20_000
     """Largest announced catalogue that `ranking` normalises over in full; beyond it negatives are sampled."""
     content_rows: int = 1024
-    """Most items of a step whose gradient goes on into the encoders; encoding a large catalogue anew each step costs most."""
+    """Most items of a step whose gradient goes on into the encoders: all of a large catalogue would cost most."""
     negatives: int = 2048
     """Uniform negatives of a step, where they are sampled."""
     repeats: bool = False

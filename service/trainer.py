@@ -74,6 +74,8 @@ class Trainer:
         self._pooled: list[Pooled] = []
         self._held_out = range(0)
         self._champion: State | None = None
+        self._like: list[Snapshot] = []
+        """The champion's and the candidate's last snapshots: contents are encoded once for each of the two."""
 
     @classmethod
     def fresh(cls, config: Config) -> Trainer:
@@ -166,12 +168,16 @@ class Trainer:
             )
         spec, memory = self._config.model, self.memory
         with torch_threads(attempt.threads):
-            candidate = Snapshot.build(spec, self.learner.state_dict(), memory, version=0, upto=attempt.held_out.start)
+            upto = attempt.held_out.start
+            candidate = Snapshot.build(spec, self.learner.state_dict(), memory, version=0, upto=upto)
             held_out = HeldOut.of(candidate, np.asarray(attempt.held_out, np.int64))
             champion = None
             if self._champion is not None:
-                snapshot = Snapshot.build(spec, self._champion, memory, version=0, upto=attempt.held_out.start)
+                like = self._like[0] if self._like else None
+                snapshot = Snapshot.build(spec, self._champion, memory, version=0, upto=upto, like=like)
                 champion = held_out.by_model(snapshot)
+                self._like = [snapshot]
+            self._like = [*self._like[:1], candidate]
             return Window(
                 candidate=held_out.by_model(candidate),
                 champion=champion,
@@ -185,7 +191,12 @@ class Trainer:
     def snapshot(self, *, version: int, state: State | None = None) -> Snapshot:
         """A serving snapshot over today's memory, of the learner's own weights or of a saved `state`."""
         learner_state = self.learner.state_dict() if state is None else state["learner"]
-        return Snapshot.build(self._config.model, learner_state, self.memory, version=version)
+        if state is not None:  # what was saved has to stand by itself
+            return Snapshot.build(self._config.model, learner_state, self.memory, version=version)
+        like = self._like[-1] if self._like else None
+        snapshot = Snapshot.build(self._config.model, learner_state, self.memory, version=version, like=like)
+        self._like = [snapshot]
+        return snapshot
 
     def agrees_with(self, snapshot: Snapshot) -> bool:
         """Whether a snapshot, loaded back from disk, scores as the weights in memory do."""

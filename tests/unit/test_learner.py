@@ -1,4 +1,4 @@
-"""The learner: the same events give the same weights, wherever learning was cut; and it learns what there is to learn."""
+"""The learner: the same events give the same weights, wherever it was cut; and it learns what there is to learn."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def world(spec: ModelSpec, events: int = 240, *, items: int = 30, seed: int = 0)
     """Items of two halves, users who stay in one, some of it unannounced, unrated or skipped."""
     draw = np.random.default_rng(seed)
     memory = Memory(spec, ACTIONS)
-    for item in range(items - 4):
-        features = {"text": draw.normal(size=5) + item % 2, "video": draw.normal(size=(item % 2 + 1, 3))}
+    for n in range(items - 4):
+        features = {"text": draw.normal(size=5) + n % 2, "video": draw.normal(size=(n % 2 + 1, 3))}
         kept = {name: vector.astype(np.float32) for name, vector in features.items() if name in spec.modalities}
-        memory.announce(str(item), float(item), kept if item % 3 else {})
+        memory.announce(str(n), float(n), kept if n % 3 else {})
     memory.enrol("1", 0.0, {"age": np.ones(2, np.float32)} if spec.user_features else {})
     user = draw.integers(0, 12, events)
     item = draw.integers(0, items // 2, events) * 2 + user % 2

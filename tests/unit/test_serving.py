@@ -93,7 +93,9 @@ def test_rollback_serves_items_that_the_old_weights_never_met_by_content() -> No
     state = learner.state_dict()
     memory.announce("late", 300.0, {"text": np.ones(5, np.float32)})
     memory.append(
-        EventBatch(["1"] * 3, ["late", "x", "late"], ["view"] * 3, np.zeros(3, np.float32), np.arange(3) + 400.0)
+        EventBatch(
+            ["1"] * 3, ["late", "x", "late"], ["view"] * 3, np.zeros(3, np.float32), np.array([400.0, 401.0, 402.0])
+        )
     )
     snapshot = Snapshot.build(spec, state, memory, version=9)
     late, unknown = snapshot.item_row("late"), snapshot.item_row("x")
@@ -110,11 +112,11 @@ def test_chunks_cover_everything_once() -> None:
     memory.forget_user("2")
     snapshot = Snapshot.build(spec, learner.state_dict(), memory, version=1)
     ids, vectors = zip(*snapshot.items_in_chunks(7), strict=True)
-    assert sum(ids, []) == snapshot.item_ids
+    assert [one for part in ids for one in part] == snapshot.item_ids
     assert "6" not in snapshot.item_ids
     np.testing.assert_array_equal(np.concatenate(vectors), snapshot.vectors("items"))
     ids, vectors = zip(*snapshot.users_in_chunks(size=5), strict=True)
-    assert sum(ids, []) == snapshot.user_ids()
+    assert [one for part in ids for one in part] == snapshot.user_ids()
     assert "2" not in snapshot.user_ids()
     np.testing.assert_allclose(np.concatenate(vectors), snapshot.vectors("users"), atol=1e-6)
 
