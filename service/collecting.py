@@ -1,9 +1,12 @@
-"""Step 1 of a phase: which of its interactions count, in which order; and what its item and user events say."""
+"""Step 1 of a phase: which of its interactions count, in which order; what its item and user events say; and how all of
+it comes into memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
 
 from models.memory import EventBatch, Memory
 from service.arrivals import Arrival, ClosedPhase, event_batch, interactions_of
@@ -47,7 +50,8 @@ def apply_content(memory: Memory, content: Iterable[Arrival], *, cluster_id: str
         if isinstance(event, Interaction):
             raise TypeError("An interaction is no content; collect it instead.")
         if event.deleted:
-            stones.append(_forget(memory, arrival, event, cluster_id))
+            _forget(memory, event)
+            stones.append(_tombstone(arrival, event, cluster_id))
         elif isinstance(event, Item):
             attributes = event.attributes if event.text is None else {"text": event.text, **event.attributes}
             memory.announce(event.item_id, arrival.time, event.features, attributes)
@@ -56,14 +60,46 @@ def apply_content(memory: Memory, content: Iterable[Arrival], *, cluster_id: str
     return stones
 
 
-def _forget(memory: Memory, arrival: Arrival, event: Item | User, cluster_id: str | None) -> Tombstone:
+def remember(memory: Memory, collected: Collected) -> range:
+    """Appends the phase's interactions to memory, after its content was applied; returns their log positions.
+
+    What was done before a deletion must not bring the id back: it is forgotten once more behind the last such event.
+    """
+    first, done, batch = memory.n_events, 0, collected.batch
+    for time, event in _deletions_that_stand(collected.content):
+        upto = int(np.searchsorted(batch.times, time, side="right"))
+        memory.append(batch[done:upto])
+        _forget(memory, event)
+        done = upto
+    memory.append(batch[done:])
+    return range(first, memory.n_events)
+
+
+def _deletions_that_stand(content: Iterable[Arrival]) -> list[tuple[float, Item | User]]:
+    """When, and what; those that a later announcement took back are not among them. In the order of time."""
+    last: dict[tuple[str, str], Arrival] = {}
+    for arrival in content:
+        if isinstance(arrival.event, Item | User):
+            last[arrival.topic, _id(arrival.event)] = arrival
+    standing = [(a.time, a.event) for a in last.values() if isinstance(a.event, Item | User) and a.event.deleted]
+    return sorted(standing, key=lambda one: one[0])
+
+
+def _forget(memory: Memory, event: Item | User) -> None:
     if isinstance(event, Item):
         memory.forget_item(event.item_id)
     else:
         memory.forget_user(event.user_id)
+
+
+def _id(event: Item | User) -> str:
+    return event.item_id if isinstance(event, Item) else event.user_id
+
+
+def _tombstone(arrival: Arrival, event: Item | User, cluster_id: str | None) -> Tombstone:
     return Tombstone(
         kind="items" if isinstance(event, Item) else "users",
-        id=event.item_id if isinstance(event, Item) else event.user_id,
+        id=_id(event),
         time=arrival.timestamp_s,
         topic=arrival.topic,
         partition=arrival.partition,

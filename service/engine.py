@@ -16,7 +16,7 @@ import torch
 from models.serving import Snapshot
 from service.arrivals import ClosedPhase, Offsets
 from service.checkpoints import CheckpointStore
-from service.collecting import Collected, apply_content, collect
+from service.collecting import Collected, apply_content, collect, remember
 from service.config import Config, config_digest
 from service.dedupe import SEGMENT, Deduplicator
 from service.errors import HeadwaterError
@@ -201,7 +201,7 @@ class Engine:
         self.tombstones.add(stones)
         self._forgot = bool(stones)
         self._event_id_chunk = self.dedupe.remember(collected.event_ids)
-        positions = self.trainer.memory.append(collected.batch)
+        positions = remember(self.trainer.memory, collected)
         return self.trainer.learn(positions, replay_ratio=intent.replay_ratio, threads=intent.threads)
 
     # 4. Judge
