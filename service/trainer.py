@@ -212,11 +212,12 @@ class Trainer:
         check_fits(self._config, spec)
 
     def with_weights_of(self, state: State) -> State:
-        """Today's state with the weights, optimizer and scales of an earlier one."""
-        earlier = Learner(self._config.model, self._config.train, self.memory, self._config.seed)
-        earlier.load_state_dict(state["learner"])
-        earlier.pass_over(self.learner.popularity.position)
-        return {**self.state_dict(), "learner": earlier.state_dict()}
+        """Today's state with the weights, optimizer and scales of an earlier one, exactly as they were.
+
+        Items that came since, popularity and histories join when a snapshot is built over today's memory, or when
+        learning goes on from here.
+        """
+        return {**self.state_dict(), "learner": state["learner"]}
 
 
 def plain_spec(spec: ModelSpec | TrainSpec) -> dict[str, Any]:
