@@ -1,0 +1,374 @@
+"""Rolling back moves the model and its vectors back together, while users, items and deletions stay today's; the same
+on a running daemon and without one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from service.checkpoints import CheckpointStore
+from service.control import pause, promote, resume, rollback, status, versions
+from service.daemon import run
+from service.errors import CommandRefused, NoCheckpoint
+from service.sealed import seal, unseal
+from service.state_dir import StateIdentity
+from streams.embedded import ServerProcess
+from streams.kafka_producer import EventProducer
+from streams.redis_keys import Pointer
+from streams.simulator_messages import Message
+from tests.daemon_process import DaemonProcess, Place, small_world
+from tests.servers import new_broker, new_redis
+
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
+
+PHASES, PER_PHASE = 5, 200
+TARGET = 3
+"""The version rolled back to; deletions, a new item and more clicks come after it."""
+DIM = 8
+GONE_ITEM, GONE_USER, NEW_ITEM = "i7", "u9", "brand new"
+TOLERANCE = 1e-5
+
+Vectors = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Served:
+    """All that readers find in Redis at one moment."""
+
+    pointer: Pointer
+    items: Vectors
+    users: Vectors
+
+
+@dataclass(frozen=True)
+class History:
+    """Five phases, each promoted, and what was served after the one that is rolled back to."""
+
+    place: Place
+    """As it was left, with its servers gone."""
+    sent: list[Message]
+    at_target: Served
+    more: list[Message]
+    """Two phases' worth of messages that were not sent yet."""
+    returned: str
+    """A user with a click after the target, and clicks before it."""
+    quiet: str
+    """A user without one."""
+
+
+def look(place: Place) -> Served:
+    with place.sink() as sink:
+        pointer = sink.pointer()
+        assert pointer is not None
+        found: dict[Any, Vectors] = {}
+        kinds: tuple[Any, ...] = ("items", "users")
+        for kind in kinds:
+            ids = sorted(sink.ids(pointer.version, kind))
+            raws = sink.read(pointer.version, kind, ids)
+            found[kind] = {id_: np.frombuffer(raw or b"", "<f4") for id_, raw in zip(ids, raws, strict=True)}
+    return Served(pointer, found["items"], found["users"])
+
+
+@contextmanager
+def servers(directory: Path) -> Iterator[tuple[str, ServerProcess, EventProducer]]:
+    """A broker that calls itself by the same name each time, and a Redis: the broker's address, the Redis, and a
+    producer."""
+    with (
+        new_broker("embedded", directory / "kafka", cluster_id="rollback-tests") as broker,
+        new_redis("embedded", directory / "redis") as redis,
+        EventProducer(bootstrap_servers=broker.address, linger_ms=0) as producer,
+    ):
+        yield broker.address, redis, producer
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> History:
+    directory = tmp_path_factory.mktemp("rollback")
+    stream = small_world(events=(PHASES + 2) * PER_PHASE)
+
+    def between(first: int, last: int) -> list[Message]:
+        return [m for m in stream if first * PER_PHASE <= m.number < last * PER_PHASE]
+
+    with servers(directory) as (broker, redis, producer):
+        place = Place(directory / "place", "rollback", broker, redis.address, producer=producer)
+        place.configure(phase={"max_events": PER_PHASE})
+        # One partition: which events are in a phase must not hang on a hash.
+        place.create_topics(producer, partitions=1)
+        until_target = between(0, TARGET)
+        place.send(until_target)
+        assert run(place.config, once=True) == 0
+        at_target = look(place)
+        since = [*CHANGES, *filter(mentions_none_gone, between(TARGET, PHASES))]
+        place.send(since)
+        assert run(place.config, once=True) == 0
+        lines = place.lines()
+        assert [line.decision for line in lines] == ["promoted"] * len(lines)
+        assert lines[TARGET - 1].version == TARGET
+    before, after = ({m.key.decode() for m in part if m.kind == "interactions"} for part in (until_target, since))
+    met_gone = {m.key.decode() for m in until_target if not mentions_none_gone(m)}
+    return History(
+        place=place,
+        sent=[*until_target, *since],
+        at_target=at_target,
+        more=list(filter(mentions_none_gone, between(PHASES, PHASES + 2))),
+        returned=min(before & after),
+        # What was deleted is gone from histories too, so only who never met it is as before.
+        quiet=min(before - after - met_gone - {GONE_USER}),
+    )
+
+
+def message(kind: Any, key: str, body: dict[str, Any]) -> Message:
+    return Message(kind, key.encode(), json.dumps(body).encode(), 0.0, 0)
+
+
+CHANGES = [
+    message("items", NEW_ITEM, {"item_id": NEW_ITEM, "features": {"text": [0.5] * 24}}),
+    message("items", GONE_ITEM, {"item_id": GONE_ITEM, "deleted": True}),
+    message("users", GONE_USER, {"user_id": GONE_USER, "deleted": True}),
+]
+
+
+def mentions_none_gone(message: Message) -> bool:
+    body = json.loads(message.value)
+    return bool(body.get("item_id") != GONE_ITEM and body.get("user_id") != GONE_USER)
+
+
+@contextmanager
+def copied(history: History, directory: Path) -> Iterator[Place]:
+    """The same history on a state directory and servers of its own, where nothing is published yet."""
+    with servers(directory) as (broker, redis, producer):
+        place = Place(directory / "place", "rollback", broker, redis.address, redis=redis, producer=producer)
+        place.configure(phase={"max_events": PER_PHASE})
+        place.create_topics(producer, partitions=1)
+        place.send(history.sent)
+        shutil.copytree(history.place.state_dir, place.state_dir)
+        # The records are the same, offset for offset, but this broker gave its topics other ids.
+        path = place.state_dir / "identity.json"
+        identity = unseal(path.read_bytes(), StateIdentity, path)
+        path.write_bytes(seal(msgspec.structs.replace(identity, topic_ids={})))
+        yield place
+
+
+@pytest.fixture
+def place(history: History, tmp_path: Path) -> Iterator[Place]:
+    with copied(history, tmp_path / "place") as place:
+        yield place
+
+
+def weights(place: Place, version: int) -> dict[str, torch.Tensor]:
+    state = CheckpointStore(place.state_dir, keep_versions=99).load(version).state["trainer"]["learner"]
+    return {
+        **{f"scorer.{name}": tensor for name, tensor in state["scorer"].items()},
+        "residual": state["residual"]["values"],
+        "bias": state["bias"]["values"],
+    }
+
+
+def same_weights(place: Place, version: int, other: int) -> bool:
+    mine, theirs = weights(place, version), weights(place, other)
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def check_rolled_back(history: History, place: Place, before: Pointer, version: int) -> Served:
+    """What must hold after a rollback to `TARGET`, whoever carried it out."""
+    now, then = look(place), history.at_target
+    # The version and the pointer go on, the weights go back.
+    assert now.pointer.version == version > before.version
+    assert now.pointer.previous == before.version
+    assert same_weights(place, version, TARGET)
+    assert not same_weights(place, before.version, TARGET)
+    # Today's catalogue: what came is there, what was deleted is not.
+    mentioned = {json.loads(m.value)["item_id"] for m in history.sent if m.kind != "users"}
+    assert now.items.keys() == mentioned - {GONE_ITEM}
+    assert GONE_ITEM in then.items
+    assert NEW_ITEM not in then.items
+    assert GONE_USER in then.users
+    assert GONE_USER not in now.users
+    # N's weights: whatever is not popularity is as it was when N was served …
+    for item in then.items.keys() & now.items.keys():
+        np.testing.assert_allclose(now.items[item][:DIM], then.items[item][:DIM], rtol=0, atol=TOLERANCE)
+    assert np.any(now.items[NEW_ITEM][:DIM])
+    # … over today's histories: only who has clicked since is somebody else.
+    np.testing.assert_allclose(now.users[history.quiet][:DIM], then.users[history.quiet][:DIM], rtol=0, atol=TOLERANCE)
+    assert not np.allclose(now.users[history.returned][:DIM], then.users[history.returned][:DIM], atol=1e-3)
+    return now
+
+
+def test_the_same_result_with_a_daemon_and_without(history: History, tmp_path: Path) -> None:
+    with copied(history, tmp_path / "without") as place:
+        assert run(place.config, once=True) == 0
+        before = look(place).pointer
+        said = rollback(place.config, to=TARGET, relearn=False, dry_run=False)
+        assert (said["from"], said["to"], said["published"]) == (before.version, TARGET, True)
+        without = check_rolled_back(history, place, before, said["version"])
+        assert status(place.config)["promotion"] == "held"
+
+    with copied(history, tmp_path / "with") as place:
+        daemon = DaemonProcess(place)
+        with daemon:
+            daemon.wait_ready()
+            assert daemon.post("/admin/rollback", {"to": TARGET}, token=None)[0] == 401
+            assert daemon.post("/admin/rollback", {"to": TARGET}, token="guessed")[0] == 401
+            code, said = daemon.post("/admin/rollback", {"to": TARGET})
+            assert code == 200, said
+            within = check_rolled_back(history, place, before, said["version"])
+            goes_on_while_held(history, place, daemon, said["version"])
+            assert daemon.terminate() == 0, daemon.tail()
+
+    assert within.pointer.version == without.pointer.version
+    for one, other in ((within.items, without.items), (within.users, without.users)):
+        assert one.keys() == other.keys()
+        for id_ in one:
+            np.testing.assert_allclose(one[id_], other[id_], rtol=0, atol=TOLERANCE)
+
+
+def goes_on_while_held(history: History, place: Place, daemon: DaemonProcess, version: int) -> None:
+    """After a rollback on a running daemon: held, learning goes on, until `resume`, and `promote` serves what was
+    held."""
+    events = sum(line.events for line in place.lines())
+    state = daemon.status()
+    assert (state["promotion"], state["champion"], state["serving"]) == ("held", version, version)
+    assert f"to {TARGET}" in state["held_because"]
+    assert daemon.metric("headwater_promotion_held") == 1
+
+    first, second = (part for part in np.array_split(np.arange(len(history.more)), 2))
+    place.send([history.more[n] for n in first])
+    events += sum(history.more[n].kind == "interactions" for n in first)
+    daemon.wait_learned(events)
+    held = place.lines()[-1]
+    assert held.decision == "held"
+    assert held.version is not None
+    assert held.version > version
+    assert look(place).pointer.version == daemon.status()["champion"] == version
+    assert daemon.metric("headwater_phases_total", decision="held") >= 1
+
+    code, said = daemon.post("/admin/promote", {"version": held.version})
+    assert code == 200, said
+    assert look(place).pointer.version == said["version"] > held.version
+    assert same_weights(place, said["version"], held.version)
+    assert daemon.status()["promotion"] == "on"
+    assert daemon.metric("headwater_promotion_held") == 0
+
+    place.send([history.more[n] for n in second])
+    events += sum(history.more[n].kind == "interactions" for n in second)
+    daemon.wait_learned(events)
+    daemon.wait_until("the last version", lambda: look(place).pointer.version == place.lines()[-1].version)
+    assert place.lines()[-1].decision == "promoted"
+    assert GONE_ITEM not in look(place).items
+    assert sum(line.events for line in place.lines()) == events
+
+
+def test_a_dry_run_changes_nothing(place: Place) -> None:
+    assert run(place.config, once=True) == 0
+    files, served = contents(place), look(place).pointer
+    said = [
+        rollback(place.config, to=TARGET, relearn=True, dry_run=True),
+        promote(place.config, version=TARGET, dry_run=True),
+        pause(place.config, dry_run=True),
+        resume(place.config, dry_run=True),
+    ]
+    assert [one["dry_run"] for one in said] == [True] * 4
+    assert contents(place) == files
+    assert look(place).pointer == served
+
+
+def contents(place: Place) -> dict[str, bytes]:
+    return {
+        str(path): path.read_bytes() for path in place.state_dir.rglob("*") if path.is_file() and path.name != "lock"
+    }
+
+
+def test_versions_tell_lineage_decisions_and_reasons(place: Place) -> None:
+    assert run(place.config, once=True) == 0
+    new = rollback(place.config, to=TARGET, relearn=False, dry_run=False)["version"]
+    rows = {row["version"]: row for row in versions(place.config)["versions"]}
+    phases = [line.version for line in place.lines()]
+    assert [rows[version]["parent"] for version in phases] == [None, *phases[:-1]]
+    assert [rows[version]["decision"] for version in phases] == ["promoted"] * len(phases)
+    assert all(row["reason"].endswith(".") for row in rows.values())
+    assert (rows[new]["decision"], rows[new]["weights_of"], rows[new]["is"]) == ("by hand", TARGET, "champion")
+    assert f"version {TARGET}" in rows[new]["reason"]
+    assert rows[phases[-1]]["is"] == "latest"
+
+
+def test_without_a_number_it_is_the_version_served_before(place: Place) -> None:
+    assert run(place.config, once=True) == 0
+    champion = look(place).pointer.version
+    first = rollback(place.config, to=None, relearn=False, dry_run=False)
+    assert (first["from"], first["to"]) == (champion, champion - 1)
+    second = rollback(place.config, to=None, relearn=False, dry_run=False)
+    assert (second["from"], second["to"]) == (first["version"], champion - 2)
+    assert same_weights(place, second["version"], champion - 2)
+
+
+def test_what_cannot_be_served_again_is_refused_with_nothing_changed(place: Place) -> None:
+    assert run(place.config, once=True) == 0
+    champion = look(place).pointer.version
+    files = contents(place)
+    with pytest.raises(CommandRefused, match="is the one that is served"):
+        rollback(place.config, to=champion, relearn=False, dry_run=False)
+    with pytest.raises(NoCheckpoint, match="999"):
+        rollback(place.config, to=999, relearn=False, dry_run=False)
+    with pytest.raises(NoCheckpoint, match="999"):
+        promote(place.config, version=999, dry_run=False)
+    changed = {path for path, content in contents(place).items() if files.get(path) != content}
+    assert changed == set()
+    assert look(place).pointer.version == champion
+
+
+def test_relearning_goes_on_from_the_old_weights_and_todays_offsets(history: History, place: Place) -> None:
+    assert run(place.config, once=True) == 0
+    learned = place.lines()
+    said = rollback(place.config, to=TARGET, relearn=True, dry_run=False)
+    store = CheckpointStore(place.state_dir, keep_versions=99)
+    assert store.latest() == store.champion() == said["version"]
+    manifest = store.manifest(said["version"])
+    assert manifest.offsets == learned[-1].end, "offsets never go back"
+
+    resume(place.config, dry_run=False)
+    place.send(history.more)
+    assert run(place.config, once=True) == 0
+    lines = place.lines()
+    assert [line.phase for line in lines] == list(range(1, len(lines) + 1))
+    assert lines[: len(learned)] == learned
+    next_line = lines[len(learned)]
+    assert next_line.start == learned[-1].end
+    assert next_line.version is not None
+    assert store.manifest(next_line.version).parent == said["version"]
+    assert sum(line.events for line in lines) == sum(m.kind == "interactions" for m in [*history.sent, *history.more])
+
+
+def test_a_rollback_with_redis_away_is_published_on_its_return(history: History, place: Place) -> None:
+    with DaemonProcess(place) as daemon:
+        daemon.wait_ready()
+        before = look(place).pointer
+        assert place.redis is not None
+        place.redis.kill()
+        code, said = daemon.post("/admin/rollback", {"to": TARGET})
+        assert code == 200, said
+        assert said["published"] is False
+        place.redis.start()
+        daemon.wait_until("the version in Redis", lambda: published(place) == said["version"])
+        daemon.wait_ready()
+        # Redis has forgotten what was served before.
+        assert said["from"] == before.version
+        assert same_weights(place, said["version"], TARGET)
+        assert GONE_ITEM not in look(place).items
+        assert daemon.terminate() == 0, daemon.tail()
+
+
+def published(place: Place) -> int | None:
+    with place.sink() as sink:
+        pointer = sink.pointer()
+    return None if pointer is None else pointer.version
