@@ -36,6 +36,7 @@ from tests.daemon_process import Place
 
 EVENTS, MAX_EVENTS, PARTITIONS = 2_400, 400, 4
 FLOOD = range(1_200, 1_500)
+"""Numbers of interactions that are not what anybody wants: what one phase learns from, but for its held-out share."""
 GARBAGE = b"{not an event"
 TOMBSTONE = b""
 """Stands for a null value: a deletion."""
@@ -63,8 +64,8 @@ class Feed:
     def sample(cls, topics: dict[str, str], *, events: int = EVENTS) -> Feed:
         """A small world; some interactions are sent twice, and some are no events.
 
-        A stretch of them is a flood on a few items: whoever learns from it is refused, and what a refusal takes back
-        must also come back after a crash.
+        A stretch of them is a flood on a few items: who learns from it is refused, and what a refusal takes back must
+        also come back after a crash.
         """
         world = World(seed=5, users=40, items=60, events=events, latent_dim=4, no_repeat=20)
         feed = cls(topics)
@@ -106,7 +107,7 @@ class Feed:
         producer.ensure_topics(names, partitions=PARTITIONS)
         for message in self.sent[since:]:
             value = None if message.value == TOMBSTONE else message.value
-            producer.send(self.topics[message.kind], message.key, value, int(message.time * 1000))
+            producer.send(self.topics[message.kind], message.key, value)
         producer.flush()
         return len(self.sent)
 
@@ -144,7 +145,7 @@ def place_on(feed: Feed, directory: Path, *, broker: str, redis_url: str) -> Pla
         kafka={**kafka, "dead_letter_topic": "", "partition_idle_s": 600.0},
         phase={"max_events": MAX_EVENTS, "max_wait_s": 3600.0},
         model={"history": 5},
-        train={"batch": 64, "learning_rate": 0.01},
+        train={"batch": 32, "learning_rate": 0.03, "replay_ratio": 0.5},
         evaluate={"k": 10, "max_per_phase": 60},
         promotion={"tolerance": 0.0, "confidence": 0.6, "min_events": 50},
         publish={"buckets": 4, "keep_versions": 2},
