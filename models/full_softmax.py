@@ -72,6 +72,7 @@ class FullSoftmax(torch.autograd.Function):
         if len(cold_C):
             own_C1 = g_BN[cold_C, target_B[cold_C]].unsqueeze(1)
             cold_grad = own_C1 * user_BV[cold_C] * scale
+            cold_grad[cold_C >= fresh, split:] = 0
             g_BN[cold_C, target_B[cold_C]] = 0
         user_grad = g_BN @ item_NV
         if len(cold_C):
