@@ -65,6 +65,14 @@ class ClosedPhase:
         return passed - len(self.interactions) - self.rejected - self.lost
 
 
+def passed(offsets: Offsets, arrivals: Iterable[Arrival]) -> Offsets:
+    """`offsets` moved on beyond these, which come in the order of their partitions."""
+    moved = {topic: dict(partitions) for topic, partitions in offsets.items()}
+    for arrival in arrivals:
+        moved.setdefault(arrival.topic, {})[arrival.partition] = arrival.offset + 1
+    return moved
+
+
 def event_batch(interactions: Sequence[Interaction]) -> EventBatch:
     """The columns that models learn from."""
     return EventBatch(

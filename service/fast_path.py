@@ -50,14 +50,20 @@ class FastPath:
 
     def apply(self, arrivals: Sequence[Arrival]) -> None:
         """Intake: these have just arrived."""
-        self._forget_learned()
-        self._pending.extend(arrivals)
         with self._live.lock:
+            self._forget_learned()
+            self._pending.extend(arrivals)
             self._accept_offer(arrivals)
             if self._live.current is not None and arrivals:
                 self._serve(self._live.current, arrivals)
         if arrivals:
             self._measure(arrivals)
+
+    def arrived_since(self, learned: Offsets) -> list[Arrival]:
+        """Learning: what has arrived, and is not in a snapshot that ends at `learned`."""
+        with self._live.lock:
+            pending = list(self._pending)
+        return [arrival for arrival in pending if not arrival.before(learned)]
 
     def offer(self, serving: Serving, learned: Offsets) -> None:
         """Learning: `serving` is written; bring it up to date with what came after `learned`, and keep it so."""
