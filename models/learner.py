@@ -35,8 +35,6 @@ Ints = NDArray[np.int64]
 
 BLOCK = 1024
 """New events between two refreshes of contents, popularity and scales: a long phase learns as several short ones."""
-POPULARITY_RATE = 1.0
-REPLAY_POP = False
 RESIDUAL_RATE = 10.0
 """How much larger an item's own first steps are than those of the shared weights: few examples are about it."""
 BIAS_RATE = 100.0
@@ -83,14 +81,8 @@ class Learner:
         self.objective = OBJECTIVES[spec.objective](self)
 
     def _new_optimizer(self) -> torch.optim.AdamW:
-        slow = [*self.scorer.item_popularity.parameters(), *self.scorer.taste.parameters()]
-        known = {id(p) for p in slow}
-        rest = [p for p in self.scorer.parameters() if id(p) not in known]
-        rate = self.train.learning_rate
-        return torch.optim.AdamW(
-            [{"params": rest, "lr": rate}, {"params": slow, "lr": rate * POPULARITY_RATE}],
-            weight_decay=self.train.weight_decay, foreach=True,
-        )
+        rate, decay = self.train.learning_rate, self.train.weight_decay
+        return torch.optim.AdamW(self.scorer.parameters(), lr=rate, weight_decay=decay, foreach=True)
 
     # -- learning
 
@@ -242,6 +234,5 @@ class Learner:
 def popularity_from(state: dict[str, Any]) -> Popularity:
     """The counts in a learner's state, as a copy."""
     stored = state["popularity"]
-    return Popularity(
-        stored["counts"].numpy().copy(), stored["last"].numpy().copy(), stored["first"].numpy().copy(), stored["position"]
-    )  # fmt: skip
+    counts, last, first = (stored[name].numpy().copy() for name in ("counts", "last", "first"))
+    return Popularity(counts, last, first, stored["position"])

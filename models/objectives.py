@@ -138,7 +138,6 @@ class Ranking(Objective):
 
     def forward(self, examples: Examples) -> Step:
         """The whole catalogue where it is small, else in-batch and uniform negatives."""
-        import models.learner as LL
         learner = self.learner
         device, train = learner.device, learner.train
         everything = len(learner.popularity) <= train.full_softmax_items and learner.spec.head == "dot"
@@ -163,7 +162,7 @@ class Ranking(Objective):
         if learner.spec.head == "dot":
             loss = FullSoftmax.apply(  # type: ignore[no-untyped-call]
                 user_BV, item_RV[:candidates], target_B, weight_B, hidden_BN, hidden_BS, cold_C, cold_CV, offset,
-                len(examples) if LL.REPLAY_POP else examples.fresh, learner.spec.dim + 1,
+                examples.fresh, learner.spec.dim + 1,
             )  # fmt: skip
         else:
             score_BN = learner.scorer.matrix(user_BV, item_RV[:candidates])

@@ -150,7 +150,7 @@ class Overlay:
 
     def scores(self, user_id: str) -> Vectors:
         """Scores (N,) of all item rows for a user; -inf where an item is gone."""
-        return self.scores_of(self.user_vectors([user_id]))[0]
+        return np.asarray(self.scores_of(self.user_vectors([user_id]))[0])
 
     def scores_of(self, users_BV: Vectors) -> Vectors:
         """Scores (B, N) of all item rows for published user vectors."""
