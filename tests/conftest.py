@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread each: tests, servers and daemons share few cores, where torch's threads would spin for one another. Before
+# torch is imported, so before everything else.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 from tests import quiet_imports
