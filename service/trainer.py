@@ -229,15 +229,25 @@ def check_fits(config: Config, spec: Mapping[str, Any]) -> None:
     """Raises StateError if a checkpoint's `spec` has weights of other shapes than `[model]` asks for."""
     saved = spec.get("model", {})
     for name, wanted in plain_spec(config.model).items():
-        if name in saved and saved[name] != wanted:
+        # The order of modalities counts too: fusion knows them by their places.
+        reordered = name == "modalities" and list(saved.get(name, wanted)) != list(wanted)
+        if name in saved and (saved[name] != wanted or reordered):
             raise StateError(
-                f"[model] {name} is {_words(wanted)}, but the checkpoint was learned with {_words(saved[name])}.",
+                f"[model{_difference(name, wanted, saved[name])}.",
                 hint="Set it back, or start with another state_dir and `replay` what is to be learned again.",
             )
 
 
-def _words(value: Any) -> str:
-    return (", ".join(f"{k} = {v}" for k, v in value.items()) or "none") if isinstance(value, Mapping) else str(value)
+def _difference(name: str, wanted: Any, saved: Any) -> str:
+    """The first thing in which a key differs: "] dim is 16, but …", or of a table ".modalities] text is 48, but …"."""
+    if not isinstance(wanted, Mapping):
+        return f"] {name} is {wanted}, but the checkpoint was learned with {saved}"
+    key = next((key for key in [*wanted, *saved] if wanted.get(key) != saved.get(key)), None)
+    if key is None:
+        return f".{name}] has the order {', '.join(wanted)}, but the checkpoint was learned with {', '.join(saved)}"
+    mine, theirs = (f"{table[key]}" if key in table else "not there" for table in (wanted, saved))
+    learned = f"with {theirs}" if key in saved else "without it"
+    return f".{name}] {key} is {mine}, but the checkpoint was learned {learned}"
 
 
 def training_threads(train: TrainSpec) -> int:
