@@ -16,7 +16,7 @@ import structlog
 from service.engine import Engine
 from service.errors import CommandRefused
 from service.hold import Hold
-from service.live import Touched
+from service.live import Kind
 from service.manifest import CheckpointFacts, Manifest
 
 log = structlog.get_logger(__name__)
@@ -140,10 +140,8 @@ def reconcile(engine: Engine) -> str | None:
     pointer = publisher.sink.pointer()
     if pointer is not None and pointer.version == champion and pointer.writer == publisher.writer:
         # The fast path adds vectors, and deletes some, so a shortfall beyond what it deleted tells of lost keys.
-        current = publisher.live.current
-        gone = Touched() if current is None or current.version != champion else current.touched
-        items = publisher.sink.count(champion, "items") + len(gone.gone_items)
-        users = publisher.sink.count(champion, "users") + len(gone.gone_users)
+        items = publisher.sink.count(champion, "items") + len(_deleted(engine, champion, "items"))
+        users = publisher.sink.count(champion, "users") + len(_deleted(engine, champion, "users"))
         if items >= pointer.items * 0.99 and users >= pointer.users * 0.99 and publisher.head_there(champion):
             engine.serve_published(champion)
             return None
@@ -158,6 +156,15 @@ def reconcile(engine: Engine) -> str | None:
         )
     engine.publish_champion(champion)
     return f"version {champion} was not in Redis yet; published it."
+
+
+def _deleted(engine: Engine, version: int, kind: Kind) -> set[str]:
+    """What the fast path has deleted from a version: since the last phase, and in phases after the version's own."""
+    deleted = set(engine.tombstones.pending(kind, engine.store.manifest(version)))
+    current = None if engine.publisher is None else engine.publisher.live.current
+    if current is not None and current.version == version:
+        deleted |= (current.touched.gone_items if kind == "items" else current.touched.gone_users).keys()
+    return deleted
 
 
 def _of_today(latest: Manifest) -> dict[str, Any]:

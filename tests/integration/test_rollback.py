@@ -368,6 +368,20 @@ def test_a_rollback_with_redis_away_is_published_on_its_return(history: History,
         assert daemon.terminate() == 0, daemon.tail()
 
 
+def test_deletions_are_not_taken_for_a_loss(history: History, place: Place) -> None:
+    assert run(place.config, once=True) == 0
+    served = look(place)
+    pause(place.config, dry_run=False)
+    gone = sorted(served.items)[:5]
+    place.send([*history.more, *(message("items", item, {"item_id": item, "deleted": True}) for item in gone)])
+    assert run(place.config, once=True) == 0
+    assert place.lines()[-1].decision == "held"
+    assert not set(gone) & look(place).items.keys()
+    # More than one in a hundred is gone from the served version, as it was asked to be.
+    assert run(place.config, once=True) == 0
+    assert look(place).pointer.version == served.pointer.version
+
+
 def published(place: Place) -> int | None:
     with place.sink() as sink:
         pointer = sink.pointer()
