@@ -1,0 +1,157 @@
+"""The scorer's parts: the fused softmax against the plain one, popularity against plain counts, and calibration."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.calibration import Calibration
+from models.full_softmax import FullSoftmax
+from models.histories import LENGTHS, Histories, ValueScale
+from models.item_tables import RowTable
+from models.popularity import HALF_LIVES, Popularity
+from models.scorer import Scorer, neutral_scales
+from models.spec import ModelSpec
+
+SPLIT = 3
+"""Columns of the published vectors before the popularity part."""
+
+
+def pieces(seed: int = 0) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        "user": torch.randn(6, 5, generator=draw, dtype=torch.float64).requires_grad_(),
+        "item": torch.randn(9, 5, generator=draw, dtype=torch.float64).requires_grad_(),
+        "cold": torch.randn(2, 5, generator=draw, dtype=torch.float64).requires_grad_(),
+        "target": torch.tensor([0, 1, 2, 3, 4, 8]),
+        "weight": torch.rand(6, generator=draw, dtype=torch.float64),
+        "hidden": torch.rand(6, 9, generator=draw) < 0.2,
+        "own": torch.tensor([[5, -1], [6, 7], [-1, -1], [3, 1], [0, -1], [-1, 2]]),
+        "cold_rows": torch.tensor([1, 5]),
+    }
+
+
+def plain(p: dict[str, Tensor]) -> Tensor:
+    """What `FullSoftmax` computes, written out for autograd."""
+    score = p["user"] @ p["item"].T
+    own = (p["user"][p["cold_rows"]] * p["cold"]).sum(1)
+    score = score.index_put((p["cold_rows"], p["target"][p["cold_rows"]]), own)
+    hidden = p["hidden"].clone()
+    for line, rows in enumerate(p["own"].tolist()):
+        for row in rows:
+            if row >= 0:
+                hidden[line, row] = True
+    hidden[torch.arange(6), p["target"]] = False
+    chance = score.masked_fill(hidden, -torch.inf).log_softmax(1)
+    return -(p["weight"] * chance[torch.arange(6), p["target"]]).sum()
+
+
+def fused(p: dict[str, Tensor], fresh: int) -> Tensor:
+    loss: Tensor = FullSoftmax.apply(  # type: ignore[no-untyped-call]
+        p["user"], p["item"], p["target"], p["weight"], p["hidden"], p["own"], p["cold_rows"], p["cold"], None, fresh,
+        SPLIT,
+    )  # fmt: skip
+    return loss
+
+
+def test_fused_softmax_is_the_plain_one_with_its_gradients() -> None:
+    one, other = pieces(), pieces()
+    loss, expected = fused(one, fresh=6), plain(other)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()  # type: ignore[no-untyped-call]
+    expected.backward()  # type: ignore[no-untyped-call]
+    for name in ("user", "item", "cold"):
+        torch.testing.assert_close(one[name].grad, other[name].grad)
+
+
+def test_popularity_learns_nothing_from_replayed_examples() -> None:
+    p, first = pieces(), pieces()
+    fused(p, fresh=4).backward()  # type: ignore[no-untyped-call]
+    first["weight"][4:] = 0
+    plain(first).backward()  # type: ignore[no-untyped-call]
+    whole = pieces()
+    plain(whole).backward()  # type: ignore[no-untyped-call]
+    for name in ("item", "cold"):
+        mine, alone, both = p[name].grad, first[name].grad, whole[name].grad
+        assert mine is not None
+        assert alone is not None
+        assert both is not None
+        torch.testing.assert_close(mine[:, SPLIT:], alone[:, SPLIT:])
+        torch.testing.assert_close(mine[:, :SPLIT], both[:, :SPLIT])
+
+
+def test_gradient_of_a_constant_added_to_every_item_is_nothing() -> None:
+    p = pieces()
+    with torch.no_grad():
+        p["user"][:, SPLIT] = 1.0
+    fused(p, fresh=4).backward()  # type: ignore[no-untyped-call]
+    item, cold = p["item"].grad, p["cold"].grad
+    assert item is not None
+    assert cold is not None
+    assert abs(float(item[:, SPLIT].sum() + cold[:, SPLIT].sum())) < 1e-12
+
+
+@pytest.mark.parametrize("cuts", [[0, 50], [0, 1, 2, 30, 50]])
+def test_counts_are_decayed_sums_however_events_are_grouped(cuts: list[int]) -> None:
+    draw = np.random.default_rng(0)
+    item, positive = draw.integers(-1, 6, 50), draw.random(50) < 0.8
+    popularity = Popularity.empty()
+    popularity.grow(6)
+    for start, stop in itertools.pairwise(cuts):
+        popularity.advance(item[start:stop], positive[start:stop])
+    for row in range(6):
+        at = np.flatnonzero((item == row) & positive)
+        expected = (2.0 ** (-(at[-1] - at)[:, None] / np.array(HALF_LIVES))).sum(0)
+        np.testing.assert_allclose(popularity.counts[row], expected, rtol=1e-4)
+        assert (popularity.first[row], popularity.last[row]) == (at[0], at[-1])
+    assert popularity.position == 50
+
+
+def test_items_that_nobody_touched_look_the_same_now_and_then() -> None:
+    popularity = Popularity.empty()
+    popularity.grow(3)
+    popularity.advance(np.array([0, 0, 1]), np.array([True, True, False]))
+    age_s = np.array([86_400.0, 0.0])
+    np.testing.assert_array_equal(popularity.features(np.array([1, 2]), age_s), popularity.never_seen(age_s))
+
+
+def test_row_table_moves_only_active_rows_and_remembers_their_gradients() -> None:
+    table = RowTable(2, "cpu")
+    table.grow(torch.zeros(3, 2))
+    gradient = torch.ones(2, 2)
+    for _ in range(2):
+        table.step(torch.tensor([0, 2]), gradient, torch.tensor([True, False]), rate=1.0, decay=0.0)
+    expected = -(1 + 2**-0.5)
+    torch.testing.assert_close(table.values, torch.tensor([[expected] * 2, [0.0, 0.0], [0.0, 0.0]]))
+    assert table.power.tolist() == [2.0, 0.0, 0.0]
+
+
+def test_calibration_finds_the_scales_that_made_the_choices() -> None:
+    draw = torch.Generator().manual_seed(0)
+    terms = torch.randn(4000, 12, 3, generator=draw)
+    truth = torch.tensor([0.4, 1.5, 0.8])
+    target = torch.multinomial((terms @ truth).softmax(1), 1, generator=draw).squeeze(1)
+    length = torch.full((4000,), 2)
+    calibration = Calibration()
+    for part in range(0, 4000, 1000):
+        calibration.fade(1000)
+        span = slice(part, part + 1000)
+        allowed = torch.ones(1000, 12, dtype=torch.bool)
+        calibration.fit(terms[span], target[span], allowed, length[span], weight=1.0)
+    found = calibration.scales[[2, LENGTHS, LENGTHS + 1]]
+    torch.testing.assert_close(found, truth, atol=0.1, rtol=0)
+    assert calibration.scales[3] == 1.0  # no history of that length was seen
+
+
+def test_user_without_history_or_content_still_gets_a_finite_vector() -> None:
+    spec = ModelSpec(dim=4, history=3, modalities={"text": 2})
+    scorer = Scorer(spec)
+    inputs = Histories.empty(2, 3).tensors(ValueScale())
+    users = scorer.users(torch.zeros(2, 3, 4), torch.zeros(2, 3, len(HALF_LIVES) + 4), inputs, neutral_scales())
+    assert users.shape == (2, 4 + scorer.extras)
+    assert bool(users.isfinite().all())
+    assert not scorer.content({"text": (torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))}).any()
