@@ -36,7 +36,7 @@ from tests.daemon_process import Place
 
 EVENTS, MAX_EVENTS, PARTITIONS = 2_400, 400, 4
 FLOOD = range(1_200, 1_500)
-"""Numbers of interactions that are not what anybody wants: what one phase learns from, but for its held-out share."""
+"""Numbers of interactions that are not what anybody wants: a candidate that learns from them may be refused."""
 GARBAGE = b"{not an event"
 TOMBSTONE = b""
 """Stands for a null value: a deletion."""
@@ -64,8 +64,8 @@ class Feed:
     def sample(cls, topics: dict[str, str], *, events: int = EVENTS) -> Feed:
         """A small world; some interactions are sent twice, and some are no events.
 
-        A stretch of them is a flood on a few items: who learns from it is refused, and what a refusal takes back must
-        also come back after a crash.
+        A stretch of them is a flood on a few items: who learns from it may be refused, and what a refusal takes back
+        must also come back after a crash.
         """
         world = World(seed=5, users=40, items=60, events=events, latent_dim=4, no_repeat=20)
         feed = cls(topics)

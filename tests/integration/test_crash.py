@@ -113,7 +113,7 @@ def faults_at_the_end(place: Place, reference: Reference) -> list[str]:
 def test_the_uninterrupted_run_is_worth_comparing_with(reference: Reference) -> None:
     lines = reference.place.lines()
     assert sorted(reference.after) == list(range(1, len(lines) + 1))
-    assert {line.decision for line in lines} == {"promoted", "refused"}
+    assert "promoted" in {line.decision for line in lines}  # the flood may end in a refusal, and need not
     assert len(lines) > 5
     assert faults_at_the_end(reference.place, reference) == []
 
@@ -186,7 +186,8 @@ def test_killed_at_any_time_it_goes_on_as_if_nothing_had_happened(
     killed = 0
     for _ in range(12):
         life = Life(place)
-        life.join(draw.uniform(0.1, 0.6) * reference.seconds)
+        # The first comes early, lest on a machine that is less busy now all is done before it.
+        life.join(draw.uniform(0.1, 0.6 if killed else 0.2) * reference.seconds)
         if life.kill() == 0:
             break
         killed += 1

@@ -1,0 +1,108 @@
+"""A refusal takes the candidate's weights back, and nothing else: the events happened, and each is new exactly once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.memory import EventBatch
+from models.spec import ModelSpec, TrainSpec
+from service.config import Config
+from service.promotion import Verdict
+from service.trainer import Attempt, Trainer
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Trainer:
+    config = Config(
+        namespace="test", state_dir=tmp_path, model=ModelSpec(dim=4, history=3), train=TrainSpec(batch=16, threads=1)
+    )
+    return Trainer.fresh(config)
+
+
+def phase(trainer: Trainer, number: int, events: int = 50) -> Attempt:
+    rng = np.random.default_rng(number)
+    start = 1e9 + number * 1000
+    batch = EventBatch(
+        [f"u{n}" for n in rng.integers(0, 20, events)],
+        [f"i{n}" for n in rng.integers(0, 40, events)],
+        ["view"] * events,
+        np.full(events, np.nan, np.float32),
+        start + np.arange(events, dtype=np.float64),
+    )
+    return trainer.learn(trainer.memory.append(batch), replay_ratio=1.0, threads=1)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    scorer: dict[str, torch.Tensor] = trainer.state_dict()["learner"]["scorer"]
+    return scorer
+
+
+def refuse(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, slug: str) -> None:
+    def verdict(*_: Any, **__: Any) -> Verdict:
+        return Verdict(decision="refused", slug=slug, reason="for the test")
+
+    monkeypatch.setattr(type(trainer._gate), "judge", verdict)
+
+
+def test_each_event_is_new_exactly_once_whatever_was_refused(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[int] = []
+    for number in range(4):
+        attempt = phase(trainer, number)
+        learned += attempt.learned
+        if number == 1:
+            with monkeypatch.context() as patch:
+                refuse(trainer, patch, "worse")
+                trainer.judge(attempt)
+        else:
+            trainer.judge(attempt)
+    assert learned == list(range(190))
+    assert list(attempt.held_out) == list(range(190, 200))
+
+
+def test_a_refusal_gives_the_parents_weights_back_and_still_counts_the_events(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer.judge(phase(trainer, 0))
+    before = weights(trainer)
+    attempt = phase(trainer, 1)
+    assert any(not torch.equal(before[name], value) for name, value in weights(trainer).items())
+    refuse(trainer, monkeypatch, "worse")
+    trainer.judge(attempt)
+    assert all(torch.equal(before[name], value) for name, value in weights(trainer).items())
+    assert trainer.learner.popularity.position == attempt.learned.stop
+    assert (trainer.memory.view().weight > 0).all()
+
+
+def test_poison_is_never_learned_again(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer.judge(phase(trainer, 0))
+    attempt = phase(trainer, 1)
+    refuse(trainer, monkeypatch, "not_finite")
+    trainer.judge(attempt)
+    silent = np.flatnonzero(trainer.memory.view().weight == 0)
+    assert silent.tolist() == list(attempt.learned)
+
+
+def test_weights_that_are_not_finite_are_refused(trainer: Trainer) -> None:
+    trainer.judge(phase(trainer, 0))
+    with torch.no_grad():
+        next(iter(trainer.learner.scorer.parameters())).fill_(float("nan"))
+    verdict = trainer.judge(phase(trainer, 1))
+    assert verdict is not None
+    assert (verdict.decision, verdict.slug) == ("refused", "not_finite")
+
+
+def test_a_restored_trainer_goes_on_to_the_same_weights(trainer: Trainer) -> None:
+    trainer.judge(phase(trainer, 0))
+    again = Trainer.restore(trainer._config, trainer.state_dict(), _chunks(trainer), None)
+    for one in (trainer, again):
+        one.judge(phase(one, 1))
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(trainer).items())
+
+
+def _chunks(trainer: Trainer) -> dict[str, list[bytes]]:
+    return {name: [chunk] for name, chunk in trainer.memory.drain().items()}
