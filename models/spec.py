@@ -61,7 +61,7 @@ class TrainSpec:
     """Stored examples learned again for each new one."""
     replay_half_life: float = 50_000
     """Age, in events, at which a stored example is half as likely to be replayed."""
-    full_softmax_items: int = 20_000
+    full_softmax_items: int = 5_000
     """Largest announced catalogue that `ranking` normalises over in full; beyond it negatives are sampled."""
     content_rows: int = 1024
     """Most items of a step whose gradient goes on into the encoders: all of a large catalogue would cost most."""
