@@ -115,7 +115,7 @@ names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
     user=names | st.integers(),
     item=names | st.integers(),
     action=names,
-    value=st.floats(allow_nan=False, allow_infinity=False),
+    value=st.floats(-1e9, 1e9),
     time=st.floats(6.4e8, NOW),
     event_id=st.none() | names,
     binary=st.booleans(),
