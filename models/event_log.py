@@ -75,25 +75,29 @@ class LogView:
 
     def items_before(self, position_B: Ints) -> list[Ints]:
         """Item rows that each event's user had at strictly earlier times, of all of their history."""
-        at_B = self.before[position_B]
-        steps = []
-        while (at_B >= 0).any():
-            steps.append(at_B)
-            at_B = np.where(at_B >= 0, self.previous[at_B], -1)
-        if not steps:
-            return [np.empty(0, np.int64) for _ in position_B]
-        history_BS = np.stack(steps, axis=1)
-        item_BS = np.where(history_BS >= 0, self.item[history_BS], -1).astype(np.int64)
-        return [row[row >= 0] for row in item_BS]
+        chains: dict[int, Ints] = {}
+        for user, start in zip(self.user[position_B].tolist(), self.before[position_B].tolist(), strict=True):
+            if user not in chains or (start >= 0 and (not len(chains[user]) or start > chains[user][0])):
+                chains[user] = np.array(self.chain(start), np.int64)
+        items = []
+        for user, start in zip(self.user[position_B].tolist(), self.before[position_B].tolist(), strict=True):
+            # a chain goes back in the log: what one event has behind it is the end of what a later one has
+            chain = chains[user]
+            item = self.item[chain[np.searchsorted(-chain, -start) :]] if start >= 0 else self.item[:0]
+            items.append(item[item >= 0].astype(np.int64))
+        return items
 
-    def of_user(self, user: int) -> list[int]:
-        """Positions of all of a user's events, newest first."""
-        positions = []
-        at = int(self.tail[user]) if user < len(self.tail) else -1
+    def chain(self, start: int) -> list[int]:
+        """Positions from `start` back along the links of its user, -1 for none."""
+        positions, at = [], start
         while at >= 0:
             positions.append(at)
             at = int(self.previous[at])
         return positions
+
+    def of_user(self, user: int) -> list[int]:
+        """Positions of all of a user's events, newest first."""
+        return self.chain(int(self.tail[user]) if user < len(self.tail) else -1)
 
 
 class EventLog:

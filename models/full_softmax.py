@@ -7,11 +7,15 @@ Shape suffixes: B examples, N candidates, V length of published vectors, C examp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+LEAST_LOGIT = -60.0
+"""Scores further below the best count as this far: a probability of 1e-26."""
 
 
 class FullSoftmax(torch.autograd.Function):
@@ -28,6 +32,7 @@ class FullSoftmax(torch.autograd.Function):
         item_NV: Tensor,
         target_B: Tensor,
         weight_B: Tensor,
+        hidden_from: Sequence[int] | None,
         hidden_BN: Tensor | None,
         hidden_BS: Tensor | None,
         cold_C: Tensor,
@@ -36,8 +41,8 @@ class FullSoftmax(torch.autograd.Function):
         fresh: int,
         split: int,
     ) -> Tensor:
-        """`hidden_BN`: true where no candidate; `hidden_BS`: indices of more of them, -1 for none; `offset_N` is added
-        to all scores of an item."""
+        """No candidates for an example are those from `hidden_from` on, those where `hidden_BN` is true, and the
+        indices `hidden_BS` (-1 for none); `offset_N` is added to all scores of an item."""
         score_BN = user_BV @ item_NV.T
         if offset_N is not None:
             score_BN += offset_N
@@ -45,14 +50,18 @@ class FullSoftmax(torch.autograd.Function):
         if len(cold_C):
             own = (user_BV[cold_C] * cold_CV).sum(1, keepdim=True)
             own_B1[cold_C] = own if offset_N is None else own + offset_N[target_B[cold_C]].unsqueeze(1)
+        top_B1 = torch.maximum(score_BN.amax(1, keepdim=True), own_B1)
+        # candidates are hidden after exp, and scores cut off before: infinities and denormals make it ten times slower
+        score_BN.sub_(top_B1).clamp_(min=LEAST_LOGIT).exp_()
+        if hidden_from is not None:
+            for line, first in enumerate(hidden_from):
+                score_BN[line, first:] = 0
         if hidden_BN is not None:
-            score_BN.masked_fill_(hidden_BN, -torch.inf)
+            score_BN.mul_(~hidden_BN)
         if hidden_BS is not None:
             # an index of -1 hides nothing: it points at the target, which is written last
-            score_BN.scatter_(1, torch.where(hidden_BS >= 0, hidden_BS, target_B.unsqueeze(1)), -torch.inf)
-        score_BN.scatter_(1, target_B.unsqueeze(1), own_B1)
-        top_B1 = score_BN.amax(1, keepdim=True)
-        score_BN.sub_(top_B1).exp_()
+            score_BN.scatter_(1, torch.where(hidden_BS >= 0, hidden_BS, target_B.unsqueeze(1)), 0)
+        score_BN.scatter_(1, target_B.unsqueeze(1), (own_B1 - top_B1).clamp_(min=LEAST_LOGIT).exp_())
         total_B1 = score_BN.sum(1, keepdim=True)
         loss_B = (total_B1.log() + top_B1 - own_B1).squeeze(1)
         # from here on `score_BN` is the gradient: w (p − 1[target])
@@ -84,4 +93,4 @@ class FullSoftmax(torch.autograd.Function):
             item_grad = torch.cat((personal, popularity), dim=1)
         else:
             item_grad = g_BN.T @ user_BV
-        return (user_grad * scale, item_grad * scale, None, None, None, None, None, cold_grad, None, None, None)
+        return (user_grad * scale, item_grad * scale, *[None] * 6, cold_grad, None, None, None)

@@ -35,6 +35,8 @@ class HeldOut:
 
     positions: Ints
     """Ascending; for `ranking` positives whose user had not had the item."""
+    before: list[Ints]
+    """Item rows that the user of each had before; only for `ranking`."""
 
     @classmethod
     def of(cls, snapshot: Snapshot, positions: Ints) -> HeldOut:
@@ -48,9 +50,10 @@ class HeldOut:
         else:
             there &= log.weight[positions] > 0
             known = positions[there]
-            had = [item in before for item, before in zip(log.item[known], log.items_before(known), strict=True)]
-            there[there] = ~np.array(had, bool)
-        return cls(positions[there])
+            before = log.items_before(known)
+            new = [item not in items for item, items in zip(log.item[known], before, strict=True)]
+            return cls(known[new], [items for items, kept in zip(before, new, strict=True) if kept])
+        return cls(positions[there], [])
 
     def users(self, snapshot: Snapshot) -> Ints:
         """Whose event each is, (B,)."""
@@ -84,8 +87,9 @@ class HeldOut:
         objective = snapshot.spec.objective
         if objective == "ranking":
             candidates_BN = snapshot.announced[None, :] <= log.time[at_B][:, None]
-            for row, before in enumerate(log.items_before(at_B)):
-                candidates_BN[row, before] = False
+            start = int(np.searchsorted(self.positions, at_B[0]))
+            for row in range(len(at_B)):
+                candidates_BN[row, self.before[start + row]] = False
             candidates_BN[np.arange(len(at_B)), item_B] = True
             return gain(ranks(scores_BN, item_B, candidates_BN))
         score_B = scores_BN[np.arange(len(at_B)), item_B].astype(np.float64)

@@ -198,10 +198,18 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """A deep copy of all that learning depends on: tensors on the CPU and plain containers."""
+        return {
+            **self.weights(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "generator": self.generator.get_state().clone(),
+            "steps": self.steps,
+        }
+
+    def weights(self) -> dict[str, Any]:
+        """The part of `state_dict` that `Snapshot.build` reads."""
         popularity = self.popularity
         return {
             "scorer": {name: value.detach().cpu().clone() for name, value in self.scorer.state_dict().items()},
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "residual": self.residual.state(),
             "bias": self.bias.state(),
             "popularity": {
@@ -212,8 +220,6 @@ class Learner:
             },
             "calibration": self.calibration.state(),
             "values": asdict(self.values),
-            "generator": self.generator.get_state().clone(),
-            "steps": self.steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -157,11 +157,12 @@ class Ranking(Objective):
         item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
         weight_B = torch.from_numpy(examples.weight_B / max(float(examples.weight_B.sum()), 1e-9)).to(device)
         cold_C, cold_CV = self._cold(examples)
-        hidden_BN = self._hidden(examples, rows, candidates)
+        hidden_from, hidden_BN = self._hidden(examples, rows, candidates)
         hidden_BS = self._own(examples, rows, candidates)
         if learner.spec.head == "dot":
             loss = FullSoftmax.apply(  # type: ignore[no-untyped-call]
-                user_BV, item_RV[:candidates], target_B, weight_B, hidden_BN, hidden_BS, cold_C, cold_CV, offset,
+                user_BV, item_RV[:candidates], target_B, weight_B, hidden_from, hidden_BN, hidden_BS, cold_C, cold_CV,
+                offset,
                 examples.fresh, learner.spec.dim + 1,
             )  # fmt: skip
         else:
@@ -171,6 +172,8 @@ class Ranking(Objective):
                 score_BN = score_BN.index_put((cold_C, target_B[cold_C]), own)
             score_BN = score_BN if offset is None else score_BN + offset
             allowed = torch.ones_like(score_BN, dtype=torch.bool) if hidden_BN is None else ~hidden_BN
+            for line, first in enumerate(hidden_from or ()):
+                allowed[line, first:] = False
             allowed = allowed.scatter(1, torch.where(hidden_BS >= 0, hidden_BS, target_B.unsqueeze(1)), False)
             loss = losses.softmax_ranking(score_BN, target_B, allowed, weights=weight_B)
         return Step(loss, rows, vectors_RD, bias_R, shown_R)
@@ -203,16 +206,26 @@ class Ranking(Objective):
         vectors = learner.scorer.items(content, content.new_zeros(len(item)), features)
         return torch.from_numpy(numbers).to(learner.device), vectors
 
-    def _hidden(self, examples: Examples, rows: Tensor | None, candidates: int) -> Tensor | None:
-        """Items that were not announced by an example's time, (B, N)."""
+    def _hidden(
+        self, examples: Examples, rows: Tensor | None, candidates: int
+    ) -> tuple[list[int] | None, Tensor | None]:
+        """Items that were not announced by an example's time: from which on all of them, and a mask (B, N) of others.
+
+        Rows are handed out roughly in the order of announcement, so that the mask is seldom needed.
+        """
         announced = self.learner.memory.announced
         announced = announced[:candidates] if rows is None else announced[rows[:candidates].cpu().numpy()]
-        if len(examples) == 0 or announced.max(initial=-np.inf) <= examples.time_B.min():
-            return None
-        late = np.flatnonzero(announced > examples.time_B.min())
-        hidden = np.zeros((len(examples), candidates), bool)
-        hidden[:, late] = announced[late][None, :] > examples.time_B[:, None]
-        return torch.from_numpy(hidden).to(self.learner.device)
+        time_B = examples.time_B
+        if not (announced > time_B.min()).any():
+            return None, None
+        least = np.minimum.accumulate(announced[::-1])[::-1]  # of each item and all behind it
+        hidden_from = np.searchsorted(least, time_B, side="right")
+        astray = np.flatnonzero((announced > least) & (announced > time_B.min()))
+        if len(astray) == 0:
+            return hidden_from.tolist(), None
+        hidden = np.zeros((len(time_B), candidates), bool)
+        hidden[:, astray] = announced[astray][None, :] > time_B[:, None]
+        return hidden_from.tolist(), torch.from_numpy(hidden).to(self.learner.device)
 
     def _own(self, examples: Examples, rows: Tensor | None, candidates: int) -> Tensor:
         """Places among the candidates of what the user had before, (B, S), -1 where they are none."""

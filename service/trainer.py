@@ -169,7 +169,7 @@ class Trainer:
         spec, memory = self._config.model, self.memory
         with torch_threads(attempt.threads):
             upto = attempt.held_out.start
-            candidate = Snapshot.build(spec, self.learner.state_dict(), memory, version=0, upto=upto)
+            candidate = Snapshot.build(spec, self.learner.weights(), memory, version=0, upto=upto)
             held_out = HeldOut.of(candidate, np.asarray(attempt.held_out, np.int64))
             champion = None
             if self._champion is not None:
@@ -190,11 +190,11 @@ class Trainer:
 
     def snapshot(self, *, version: int, state: State | None = None) -> Snapshot:
         """A serving snapshot over today's memory, of the learner's own weights or of a saved `state`."""
-        learner_state = self.learner.state_dict() if state is None else state["learner"]
+        spec, memory = self._config.model, self.memory
         if state is not None:  # what was saved has to stand by itself
-            return Snapshot.build(self._config.model, learner_state, self.memory, version=version)
+            return Snapshot.build(spec, state["learner"], memory, version=version)
         like = self._like[-1] if self._like else None
-        snapshot = Snapshot.build(self._config.model, learner_state, self.memory, version=version, like=like)
+        snapshot = Snapshot.build(spec, self.learner.weights(), memory, version=version, like=like)
         self._like = [snapshot]
         return snapshot
 

@@ -19,6 +19,8 @@ from models.spec import ModelSpec
 
 SPLIT = 3
 """Columns of the published vectors before the popularity part."""
+FROM = [9, 5, 3, 9, 8, 4]
+"""From where on candidates are hidden."""
 
 
 def pieces(seed: int = 0) -> dict[str, Tensor]:
@@ -40,7 +42,7 @@ def plain(p: dict[str, Tensor]) -> Tensor:
     score = p["user"] @ p["item"].T
     own = (p["user"][p["cold_rows"]] * p["cold"]).sum(1)
     score = score.index_put((p["cold_rows"], p["target"][p["cold_rows"]]), own)
-    hidden = p["hidden"].clone()
+    hidden = p["hidden"] | (torch.arange(9) >= torch.tensor(FROM).unsqueeze(1))
     for line, rows in enumerate(p["own"].tolist()):
         for row in rows:
             if row >= 0:
@@ -52,8 +54,8 @@ def plain(p: dict[str, Tensor]) -> Tensor:
 
 def fused(p: dict[str, Tensor], fresh: int) -> Tensor:
     loss: Tensor = FullSoftmax.apply(  # type: ignore[no-untyped-call]
-        p["user"], p["item"], p["target"], p["weight"], p["hidden"], p["own"], p["cold_rows"], p["cold"], None, fresh,
-        SPLIT,
+        p["user"], p["item"], p["target"], p["weight"], FROM, p["hidden"], p["own"], p["cold_rows"], p["cold"], None,
+        fresh, SPLIT,
     )  # fmt: skip
     return loss
 
