@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 # One thread each: tests, servers and daemons share few cores, where torch's threads would spin for one another. Before
 # torch is imported, so before everything else.
@@ -24,6 +26,18 @@ __all__ = [
     "quiet_imports",
     "redis_url",
 ]
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """A verb called inside a test sets logging up on that test's captured stream, which threads of clients that tests
+    share would go on writing to after it is closed."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
