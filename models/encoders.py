@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.fusion import masked_softmax
+from models.fusion_base import masked_softmax
 
 
 class InputNorm(nn.Module):

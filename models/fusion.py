@@ -1,4 +1,7 @@
-"""How the modalities of an item become one vector: a dict of name → module.
+"""How the modalities of an item become one vector: a dict of name → module, and the fusions that only weigh and add.
+
+Those that multiply modalities are in `models.fusion_products`, those in which modalities look at each other in
+`models.fusion_attention`.
 
 Every fusion is built as `cls(dim, count)` and maps `(x_BMD, mask_BM) → (B, D)`. A modality whose mask is false is
 missing: whatever stands in its place, NaN included, touches neither the result nor a gradient. With all of them
@@ -14,29 +17,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-
-class Fusion(nn.Module):
-    """What all fusions share: a checked size, and `forward` that hides what is missing before and after `fuse`.
-
-    Raises `ValueError` where `dim` or `count` is below 1: a model without modalities has nothing to fuse.
-    """
-
-    def __init__(self, dim: int, count: int) -> None:
-        super().__init__()
-        if dim < 1 or count < 1:
-            raise ValueError(f"A fusion needs a dim and a count of at least 1, got {dim} and {count}; add a modality.")
-        self.dim = dim
-        self.count = count
-
-    def forward(self, x_BMD: Tensor, mask_BM: Tensor) -> Tensor:
-        """Fuse (B, M, D) under a boolean mask (B, M), true where the modality is there, into (B, D)."""
-        # where, not a product: 0 · NaN is NaN
-        present_BMD = torch.where(mask_BM.unsqueeze(-1), x_BMD, torch.zeros_like(x_BMD))
-        return self.fuse(present_BMD, mask_BM) * mask_BM.any(dim=1, keepdim=True)
-
-    def fuse(self, x_BMD: Tensor, mask_BM: Tensor) -> Tensor:
-        """The fusion itself; missing modalities are zeros in `x_BMD`."""
-        raise NotImplementedError
+from models.fusion_attention import AttentionFusion, CrossAttentionFusion, TransformerFusion
+from models.fusion_base import Fusion, masked_softmax
+from models.fusion_products import BilinearFusion, MultilinearFusion
 
 
 class SumFusion(Fusion):
@@ -113,18 +96,16 @@ class GatedFusion(Fusion):
         return torch.einsum("bm,bmd->bd", self.weights(x_BMD, mask_BM), x_BMD)
 
 
-def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last dimension where `mask` is true, 0 elsewhere; zeros where a row has nothing true."""
-    # a finite floor: a row of -inf would give NaN, in the gradient too
-    filled = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-    return torch.softmax(filled, dim=-1) * mask
-
-
 FUSIONS: dict[str, Callable[[int, int], Fusion]] = {
     "sum": SumFusion,
     "mean": MeanFusion,
     "weighted": WeightedFusion,
     "concat": ConcatFusion,
     "gated": GatedFusion,
+    "attention": AttentionFusion,
+    "bilinear": BilinearFusion,
+    "multilinear": MultilinearFusion,
+    "cross_attention": CrossAttentionFusion,
+    "transformer": TransformerFusion,
 }
-"""Fusions by the name that `[model] fusion` gives them; a new one is a class above and a line here."""
+"""Fusions by the name that `[model] fusion` gives them; a new one is a class and a line here."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.fusion import masked_softmax
+from models.fusion_base import masked_softmax
 from models.histories import GAPS, LENGTHS, HistoryTensors
 from models.memory import ACTIONS
 

@@ -1,9 +1,15 @@
 """Fusions: the same checks over every one, and each formula on a case by hand."""
 
+import math
+
 import pytest
 import torch
 
-from models.fusion import FUSIONS, ConcatFusion, GatedFusion, WeightedFusion, masked_softmax
+from models.fusion import FUSIONS, ConcatFusion, GatedFusion, WeightedFusion
+from models.fusion_attention import AttentionFusion, CrossAttentionFusion, TransformerFusion
+from models.fusion_base import masked_softmax
+from models.fusion_products import RANK, BilinearFusion, MultilinearFusion
+from service.reference import documented
 
 B, M, D = 5, 3, 4
 
@@ -150,3 +156,76 @@ def test_masked_softmax_of_an_empty_row_is_zeros_with_a_finite_gradient() -> Non
     torch.autograd.backward(shares.sum())
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def test_attention_is_a_softmax_over_what_each_present_modality_says() -> None:
+    fusion = AttentionFusion(1, 3)
+    fusion.key.weight.data.fill_(1.0)
+    fusion.query.weight.data.fill_(2.0)
+    fusion.modality.data = torch.tensor([[0.0], [0.5], [0.0]])
+    x_BMD, mask_BM = torch.tensor([[[1.0], [-1.0], [9.0]]]), torch.tensor([[True, True, False]])
+    first, second = math.exp(2 * math.tanh(1.0)), math.exp(2 * math.tanh(-0.5))
+    assert fusion(x_BMD, mask_BM).item() == pytest.approx((first - second) / (first + second))
+
+
+def test_bilinear_is_the_mean_and_every_pairs_product() -> None:
+    fusion = BilinearFusion(1, 3)
+    fusion.factor.data = torch.tensor([1.0, 2.0, 3.0]).reshape(3, 1, 1, 1)
+    fusion.project.weight.data.fill_(10.0)
+    x_BMD = torch.tensor([[[0.1], [0.2], [0.3]]]).repeat(3, 1, 1)
+    mask_BM = torch.tensor([[True, True, True], [True, False, True], [False, True, False]])
+    a, b, c = math.tanh(0.1), math.tanh(0.4), math.tanh(0.9)
+    by_hand = [[0.2 + 10 * (a * b + a * c + b * c) / 3], [0.2 + 10 * a * c], [0.2]]
+    torch.testing.assert_close(fusion(x_BMD, mask_BM), torch.tensor(by_hand))
+
+
+def test_multilinear_is_the_sum_over_all_subsets_of_their_products() -> None:
+    fusion = MultilinearFusion(1, 3)
+    fusion.factor.data = torch.tensor([[1.0, 2.0, 3.0]] * RANK).T.reshape(3, RANK, 1, 1)
+    x_BMD = torch.tensor([[[0.1], [0.2], [0.3]]]).repeat(2, 1, 1)
+    mask_BM = torch.tensor([[True, True, True], [True, False, True]])
+    a, b, c = 0.1, 0.4, 0.9
+    by_hand = [[a + b + c + a * b + a * c + b * c + a * b * c], [a + c + a * c]]
+    torch.testing.assert_close(fusion(x_BMD, mask_BM), torch.tensor(by_hand))
+
+
+def test_cross_attention_adds_what_each_takes_from_the_others() -> None:
+    fusion = CrossAttentionFusion(1, 3)
+    for layer, weight in ((fusion.query, 1.0), (fusion.key, 2.0), (fusion.value, 3.0)):
+        layer.weight.data.fill_(weight)
+    x_BMD = torch.tensor([[[0.5], [-1.0], [9.0]]]).repeat(2, 1, 1)
+    mask_BM = torch.tensor([[True, True, False], [False, True, False]])
+    share = math.exp(0.5 * -2.0) / (1 + math.exp(0.5 * -2.0))  # the same both ways
+    by_hand = [[(0.5 + share * -3.0 + -1.0 + share * 1.5) / 2], [-1.0]]  # nobody to ask: itself
+    torch.testing.assert_close(fusion(x_BMD, mask_BM), torch.tensor(by_hand))
+
+
+def test_transformer_is_the_mean_over_the_present_of_torchs_own_layer() -> None:
+    fusion = build("transformer")
+    assert isinstance(fusion, TransformerFusion)
+    layer = torch.nn.TransformerEncoderLayer(
+        D, fusion.heads, 2 * D, dropout=0, activation="gelu", batch_first=True, norm_first=True
+    )
+    theirs = {
+        "self_attn.in_proj_weight": fusion.query_key_value.weight,
+        "self_attn.in_proj_bias": torch.zeros(3 * D),
+        "self_attn.out_proj.weight": fusion.out.weight,
+        "self_attn.out_proj.bias": fusion.out.bias,
+        "norm1.weight": fusion.attention_norm.weight,
+        "norm1.bias": fusion.attention_norm.bias,
+    }
+    for number, name in enumerate(("norm2", "linear1", None, "linear2")):
+        if name is not None:
+            theirs |= {f"{name}.{key}": value for key, value in fusion.mlp[number].state_dict().items()}
+    layer.load_state_dict(theirs)
+    x_BMD, mask_BM = batch()
+    some_B = mask_BM.any(1)
+    token_BMD = layer(x_BMD[some_B] + fusion.modality, src_key_padding_mask=~mask_BM[some_B])
+    there_BM1 = mask_BM[some_B].unsqueeze(-1)
+    expected_BD = torch.where(there_BM1, token_BMD, 0).sum(1) / there_BM1.sum(1)
+    torch.testing.assert_close(fusion(x_BMD, mask_BM)[some_B], expected_BD)
+
+
+def test_the_documentation_of_the_key_names_every_fusion() -> None:
+    line = next(line for line in documented("configuration").splitlines() if line.startswith("| `fusion` |"))
+    assert [name for name in FUSIONS if f"`{name}`" not in line] == []
