@@ -120,6 +120,17 @@ class Objective:
         place[rows] = torch.arange(len(rows), device=device)
         return rows, place[target_B], replace(history, item_BL=place[history.item_BL])
 
+    def cold(self, examples: Examples, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Examples from `start` on whose target was cold then, and the vectors that it had."""
+        learner = self.learner
+        numbers = start + np.flatnonzero(examples.cold_B[start:])
+        item = examples.item_B[numbers]
+        age_s = examples.time_B[numbers] - learner.memory.announced[item]
+        features = torch.from_numpy(learner.popularity.never_seen(age_s)).to(learner.device)
+        content = learner.contents[torch.from_numpy(item).to(learner.device)]
+        vectors = learner.scorer.items(content, content.new_zeros(len(item)), features)
+        return torch.from_numpy(numbers).to(learner.device), vectors
+
 
 class Ranking(Objective):
     """Softmax of the next item among all that are announced by then and new to the user, or a sample of them."""
@@ -156,7 +167,7 @@ class Ranking(Objective):
         user_BV = self.users(examples, history, vectors_RD, features_RK, training=True)
         item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
         weight_B = torch.from_numpy(examples.weight_B / max(float(examples.weight_B.sum()), 1e-9)).to(device)
-        cold_C, cold_CV = self._cold(examples)
+        cold_C, cold_CV = self.cold(examples)
         hidden_from, hidden_BN = self._hidden(examples, rows, candidates)
         hidden_BS = self._own(examples, rows, candidates)
         if learner.spec.head == "dot":
@@ -194,17 +205,6 @@ class Ranking(Objective):
         share = torch.from_numpy(counts / max(1.0, float(learner.popularity.counts[:, -2].sum()))).to(device)
         expected = most / max(1, len(known)) + len(target) * share
         return lead, -torch.log(expected.clamp(1e-9, 1.0))
-
-    def _cold(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Examples whose target was cold then, and the vectors that it had."""
-        learner = self.learner
-        numbers = np.flatnonzero(examples.cold_B)
-        item = examples.item_B[numbers]
-        age_s = examples.time_B[numbers] - learner.memory.announced[item]
-        features = torch.from_numpy(learner.popularity.never_seen(age_s)).to(learner.device)
-        content = learner.contents[torch.from_numpy(item).to(learner.device)]
-        vectors = learner.scorer.items(content, content.new_zeros(len(item)), features)
-        return torch.from_numpy(numbers).to(learner.device), vectors
 
     def _hidden(
         self, examples: Examples, rows: Tensor | None, candidates: int
@@ -315,15 +315,19 @@ class Pairs(Objective):
     """Objectives of one pair of user and item at a time."""
 
     def forward(self, examples: Examples) -> Step:
-        """Score each example's own item, as it was: without residual and bias where it was cold."""
+        """Score each example's own item."""
         learner = self.learner
         rows, target_B, history = self.working_set(examples)
         vectors_RD, bias_R, shown_R = self.leaves(rows, dropout=learner.train.id_dropout)
         features_RK = learner.features[rows]
         user_BV = self.users(examples, history, vectors_RD, features_RK, training=True)
         item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
-        score_B = learner.scorer.pairs(user_BV, item_RV[target_B])
+        score_B = learner.scorer.pairs(*self.told(examples, user_BV, item_RV[target_B]))
         return Step(self.loss(examples, score_B), rows, vectors_RD, bias_R, shown_R)
+
+    def told(self, examples: Examples, user_BV: Tensor, item_BV: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """The vectors without what would give the answer away: counts say nothing about values."""
+        return user_BV, item_BV
 
     def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
         """The loss of these scores."""
@@ -350,6 +354,15 @@ class Click(Pairs):
         """Events of any action that counts."""
         known = (log.item[positions] >= 0) & (log.user[positions] >= 0)
         return np.asarray(positions[known & (log.weight[positions] != 0)])
+
+    def told(self, examples: Examples, user_BV: Tensor, item_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """Only a positive admits an item and is counted, so a replayed example is scored as cold where it was, and
+        leaves the popularity part alone."""
+        cold_C, cold_CV = self.cold(examples, examples.fresh)
+        item_BV = item_BV.index_put((cold_C,), cold_CV)
+        counts_V = torch.arange(item_BV.shape[1], device=item_BV.device) > self.learner.spec.dim
+        fixed_BV = counts_V & (torch.arange(len(item_BV), device=item_BV.device) >= examples.fresh).unsqueeze(1)
+        return torch.where(fixed_BV, user_BV.detach(), user_BV), torch.where(fixed_BV, item_BV.detach(), item_BV)
 
     def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
         """BCE, weighted by the size of the action's weight."""

@@ -24,8 +24,8 @@ class ModelSpec:
     history: int = 20
     """How many of a user's last events the user tower reads."""
     fusion: str = "gated"
-    """How an item's modalities become one vector: `sum`, `mean`, `weighted`, `concat`, `gated`, `attention`, `bilinear`,
-    `multilinear`, `cross_attention` or `transformer`; formulas and sources are in `models/fusion*.py`."""
+    """How an item's modalities become one vector: `sum`, `mean`, `weighted`, `concat`, `gated`, `attention`,
+    `bilinear`, `multilinear`, `cross_attention` or `transformer`; formulas and sources are in `models/fusion*.py`."""
     head: Literal["dot", "mlp"] = "dot"
     """`dot`: a plain dot product of the published vectors; `mlp`: a small network over the pair."""
     objective: Literal["ranking", "rating", "click"] = "ranking"
