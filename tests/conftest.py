@@ -40,12 +40,6 @@ def logs_as_before() -> Iterator[None]:
     logging.captureWarnings(False)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # kafka-python leaves the sockets of connections that were refused to the garbage collector.
-    config.addinivalue_line("filterwarnings", "ignore:unclosed <socket.socket .*laddr=.'0.0.0.0'.*:ResourceWarning")
-    config.addinivalue_line("filterwarnings", "ignore:unclosed <ssl.SSLSocket:ResourceWarning")
-
-
 def pytest_report_header() -> str:
     return report_line()
 
