@@ -28,6 +28,15 @@ def gather(table: FeatureTable, rows: NDArray[np.int64], device: torch.device | 
     return features
 
 
+def observe(scorer: Scorer, table: FeatureTable, device: torch.device | str) -> None:
+    """Let the input normalisations that are not warm yet see the vectors that were announced since they last did."""
+    for name in table.dims:
+        seen = scorer.observed(name)
+        if seen is not None:
+            vectors, lengths = table.since(name, seen)
+            scorer.observe(name, torch.from_numpy(vectors).to(device), torch.from_numpy(lengths).to(device))
+
+
 @torch.no_grad()
 def encode(scorer: Scorer, table: FeatureTable, rows: NDArray[np.int64], device: torch.device | str) -> Tensor:
     """The fused content of these rows, (R, D), without gradients; zeros where there are no modalities."""

@@ -103,6 +103,11 @@ class FrameEncoder(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.query = nn.Linear(dim, 1, bias=False)
 
+    @property
+    def norm(self) -> InputNorm:
+        """What each frame is normalised by."""
+        return self.frame.norm
+
     def observe(self, x_BFI: Tensor, mask_BF: Tensor) -> None:
         """Let the normalisation see the frames that are there; nothing happens once it is warm."""
         self.frame.observe(x_BFI[mask_BF])

@@ -81,6 +81,13 @@ class FeatureTable:
         lengths[there] = self._lengths[name].rows[at[there]]
         return out, lengths
 
+    def since(self, name: str, seen: int) -> tuple[Vectors, NDArray[np.int32]]:
+        """Vectors of one modality, and how many each row of them is, in the order in which they came, without the first
+        `seen`; vectors that were replaced later are among them."""
+        lengths = self._lengths[name].rows
+        start = int(np.searchsorted(np.concatenate(([0], np.cumsum(lengths))), seen))
+        return self._vectors[name].rows[start:], lengths[start:]
+
     def unchanged(self, earlier: FeatureTable, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which rows have the same features as in an earlier view of this table, (B,)."""
         same = np.ones(len(rows), bool)

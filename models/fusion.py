@@ -12,7 +12,7 @@ Shape suffixes: B items, M modalities, D vector size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ class WeightedFusion(Fusion):
     = 1. Starts as the mean.
     """
 
+    by_place = ("logit_M",)
+
     def __init__(self, dim: int, count: int) -> None:
         super().__init__(dim, count)
         self.logit_M = nn.Parameter(torch.zeros(count))
@@ -73,6 +75,22 @@ class ConcatFusion(Fusion):
         """Project M·D + M inputs to D."""
         return self.project(torch.cat((x_BMD.flatten(1), mask_BM.to(x_BMD.dtype)), dim=1))  # type: ignore[no-any-return]
 
+    @torch.no_grad()
+    def carry_over(self, old: Fusion, pairs: Sequence[tuple[int, int]]) -> list[str]:
+        """Columns belong to modalities: D for the vector of each, then one for the mask of each."""
+        assert isinstance(old, ConcatFusion)
+        self.project.bias.copy_(old.project.bias)
+        for here, there in pairs:
+            self._vector(here).copy_(old._vector(there))
+            self._mask(here).copy_(old._mask(there))
+        return ["project.bias"]
+
+    def _vector(self, place: int) -> Tensor:
+        return self.project.weight[:, place * self.dim : (place + 1) * self.dim]
+
+    def _mask(self, place: int) -> Tensor:
+        return self.project.weight[:, self.count * self.dim + place]
+
 
 class GatedFusion(Fusion):
     """y = Σ_m g_m x_m, g = softmax over the present of W [x_1; …; x_M] + b: each item weighs its own modalities.
@@ -94,6 +112,17 @@ class GatedFusion(Fusion):
     def fuse(self, x_BMD: Tensor, mask_BM: Tensor) -> Tensor:
         """Gate over M."""
         return torch.einsum("bm,bmd->bd", self.weights(x_BMD, mask_BM), x_BMD)
+
+    @torch.no_grad()
+    def carry_over(self, old: Fusion, pairs: Sequence[tuple[int, int]]) -> list[str]:
+        """Each modality has a gate, and D columns in every gate."""
+        assert isinstance(old, GatedFusion)
+        mine, theirs = (fusion.gate.weight.view(fusion.count, fusion.count, fusion.dim) for fusion in (self, old))
+        for here, there in pairs:
+            self.gate.bias[here] = old.gate.bias[there]
+            for here_too, there_too in pairs:
+                mine[here, here_too] = theirs[there, there_too]
+        return []
 
 
 FUSIONS: dict[str, Callable[[int, int], Fusion]] = {

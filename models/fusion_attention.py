@@ -22,6 +22,8 @@ class AttentionFusion(Fusion):
     by its own vector.
     """
 
+    by_place = ("modality",)
+
     def __init__(self, dim: int, count: int) -> None:
         super().__init__(dim, count)
         self.modality = nn.Parameter(torch.zeros(count, dim))
@@ -44,6 +46,8 @@ class CrossAttentionFusion(Fusion):
     al., "ViLBERT", NeurIPS 2019, section 3.1, with one head. The 1 in the denominator is a key that stands for nothing:
     with two modalities there would be nothing to choose, and with one, nothing to ask.
     """
+
+    by_place = ("modality",)
 
     def __init__(self, dim: int, count: int) -> None:
         super().__init__(dim, count)
@@ -71,6 +75,8 @@ class TransformerFusion(Fusion):
     the norms first as in Xiong et al., "On layer normalization in the transformer architecture", ICML 2020. Missing
     modalities are no keys and are left out of the mean.
     """
+
+    by_place = ("modality",)
 
     def __init__(self, dim: int, count: int) -> None:
         super().__init__(dim, count)

@@ -5,6 +5,9 @@ Shape suffixes: B items, M modalities, D vector size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +34,27 @@ class Fusion(nn.Module):
     def fuse(self, x_BMD: Tensor, mask_BM: Tensor) -> Tensor:
         """The fusion itself; missing modalities are zeros in `x_BMD`."""
         raise NotImplementedError
+
+    by_place: ClassVar[tuple[str, ...]] = ()
+    """Parameters whose first dimension is M."""
+
+    @torch.no_grad()
+    def carry_over(self, old: Fusion, pairs: Sequence[tuple[int, int]]) -> list[str]:
+        """Take over what another fusion of this kind learned, for modalities by (place here, place there).
+
+        Items that have none of the other modalities are then fused as by `old`. Returns the parameters that are the
+        old ones whole.
+        """
+        theirs = dict(old.named_parameters())
+        whole = []
+        for name, mine in self.named_parameters():
+            if name in self.by_place:
+                for here, there in pairs:
+                    mine[here] = theirs[name][there]
+            else:
+                mine.copy_(theirs[name])
+                whole.append(name)
+        return whole
 
 
 def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ class BilinearFusion(Fusion):
     pairs is ((Σ z)² − Σ z²) / 2, as in Rendle, "Factorization machines", ICDM 2010.
     """
 
+    by_place = ("factor",)
+
     def __init__(self, dim: int, count: int) -> None:
         super().__init__(dim, count)
         self.factor = per_modality(count, 1, dim)
@@ -51,6 +53,8 @@ class MultilinearFusion(Fusion):
     Zadeh et al., "Tensor fusion network", EMNLP 2017, in R terms. The 1 that both append to each x_m keeps its weight
     of 1 here, so that a missing modality is a neutral factor, and the constant term is taken off.
     """
+
+    by_place = ("factor",)
 
     def __init__(self, dim: int, count: int) -> None:
         super().__init__(dim, count)

@@ -150,12 +150,9 @@ class Learner:
         items = len(self.memory.items)
         new = items - len(self.residual)
         self.popularity.grow(items)
+        catalogue.observe(self.scorer, self.memory.item_features, self.device)
         if new > 0:
             spread = torch.randn(new, self.spec.dim, generator=self.generator, device=self.device) * INITIAL_SPREAD
-            rows = np.arange(items - new, items)
-            for name in self.spec.modalities:
-                vectors, lengths = catalogue.gather(self.memory.item_features, rows, "cpu")[name]
-                self.scorer.observe(name, vectors.to(self.device), lengths.to(self.device))
             self.residual.grow(spread)
             self.bias.grow(torch.zeros(new, 1, device=self.device))
         blank = [row for row, one in enumerate(self.memory.items.ids) if one is None]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.encoders import FrameEncoder, VectorEncoder
+from models.encoders import FrameEncoder, InputNorm, VectorEncoder
 from models.fusion import FUSIONS
 from models.histories import LENGTHS, HistoryTensors
 from models.popularity import FEATURES
@@ -58,6 +58,12 @@ class Scorer(nn.Module):
     def extras(self) -> int:
         """How many dimensions follow the personal ones in a published vector."""
         return extras(self.spec)
+
+    def observed(self, name: str) -> int | None:
+        """How many vectors a modality's input normalisation has seen; None once it is warm."""
+        norm = self.encoders[name].norm
+        assert isinstance(norm, InputNorm)
+        return None if norm.warm else int(norm.seen)
 
     def observe(self, name: str, vectors: Tensor, lengths: Tensor) -> None:
         """Let a modality's input normalisation see the rows that are there."""

@@ -17,7 +17,7 @@ from models.serving import Snapshot
 from service.arrivals import ClosedPhase, Offsets
 from service.checkpoints import CheckpointStore
 from service.collecting import Collected, apply_content, collect, remember
-from service.config import Config, config_digest
+from service.config import Config
 from service.dedupe import SEGMENT, Deduplicator
 from service.errors import HeadwaterError
 from service.hold import Hold
@@ -25,6 +25,7 @@ from service.intent import Intent, IntentFile
 from service.live import SINK_TROUBLE
 from service.manifest import CheckpointFacts, Manifest
 from service.metrics import Metrics
+from service.model_changes import carried_over, settings
 from service.phase_log import Decision, PhaseLine, PhaseLog
 from service.phase_metrics import count_phase, time_phase
 from service.prequential import CHUNK, measure
@@ -32,7 +33,7 @@ from service.promotion import Verdict
 from service.publication import PublicationError, Publisher
 from service.state_dir import StateDirectory
 from service.tombstones import Tombstones
-from service.trainer import Attempt, Trainer, check_fits, plain_spec, training_threads
+from service.trainer import Attempt, State, Trainer, training_threads
 from streams.source_types import TopicPartition
 
 log = structlog.get_logger(__name__)
@@ -100,13 +101,13 @@ class Engine:
     def _restore(self, version: int) -> None:
         checkpoint = self.store.load(version)
         self.manifest = checkpoint.manifest
-        check_fits(self.config, checkpoint.manifest.spec)
+        state = carried_over(self.config, checkpoint.state["trainer"], checkpoint.manifest.spec)
         self.maxima = {(topic, partition): at for topic, partition, at in checkpoint.state["maxima"]}
         segments: dict[str, Any] = dict(checkpoint.segments)
         event_ids = segments.pop(SEGMENT, ())
         champion = self.store.champion()
-        champion_state = None if champion is None else self.store.load(champion).state["trainer"]
-        self.trainer = Trainer.restore(self.config, checkpoint.state["trainer"], segments, champion_state)
+        champion_state = None if champion is None else self.trainer_state(champion)
+        self.trainer = Trainer.restore(self.config, state, segments, champion_state)
         for kind, forget in (("items", self.trainer.memory.forget_item), ("users", self.trainer.memory.forget_user)):
             for one in self.tombstones.pending(kind, checkpoint.manifest):  # type: ignore[arg-type]
                 forget(one)
@@ -270,8 +271,7 @@ class Engine:
             offsets=line.end,
             cluster_id=self.cluster_id,
             topic_ids=self.state.identity.topic_ids,
-            config_digest=config_digest(self.config),
-            spec={"model": plain_spec(self.config.model), "train": plain_spec(self.config.train)},
+            **settings(self.config),
             metrics=line.metrics,
             watermark=line.watermark,
             line=line,
@@ -346,7 +346,12 @@ class Engine:
 
     def champion_snapshot(self, version: int) -> Snapshot:
         """The served version's weights over today's catalogue and histories."""
-        return self.trainer.snapshot(version=version, state=self.store.load(version).state["trainer"])
+        return self.trainer.snapshot(version=version, state=self.trainer_state(version))
+
+    def trainer_state(self, version: int) -> State:
+        """What a version's checkpoint holds for the trainer, for today's modalities. Raises StateError."""
+        checkpoint = self.store.load(version)
+        return carried_over(self.config, checkpoint.state["trainer"], checkpoint.manifest.spec)
 
     def go_on_from(self, manifest: Manifest, state: dict[str, Any]) -> None:
         """Learning resumes from a checkpoint made by hand (`rollback --relearn`)."""

@@ -18,6 +18,7 @@ from service.errors import CommandRefused
 from service.hold import Hold
 from service.live import Kind
 from service.manifest import CheckpointFacts, Manifest
+from service.model_changes import has_other_inputs, settings
 
 log = structlog.get_logger(__name__)
 
@@ -100,8 +101,7 @@ def serve_again(engine: Engine, target: int, *, reason: str, rolled_back: bool =
     assert engine.parent is not None
     assert engine.manifest is not None
     latest = engine.manifest
-    state = engine.store.load(target).state
-    trainer_state = engine.trainer.with_weights_of(state["trainer"])
+    trainer_state = engine.trainer.with_weights_of(engine.trainer_state(target))
     version = engine.store.allot(1 if engine.publisher is None else engine.publisher.least_version())
     facts = CheckpointFacts(
         created_at=engine.clock(),
@@ -109,7 +109,7 @@ def serve_again(engine: Engine, target: int, *, reason: str, rolled_back: bool =
         reason=reason,
         weights_of=target,
         rolled_back=rolled_back,
-        **_of_today(latest),
+        **_of_today(engine, latest),
     )
     manifest = engine.store.save(
         version,
@@ -137,6 +137,9 @@ def reconcile(engine: Engine) -> str | None:
     champion = engine.store.champion()
     if publisher is None or champion is None:
         return None
+    if has_other_inputs(engine.config, engine.store.manifest(champion).spec):
+        serve_again(engine, champion, reason=f"The modalities or user features of version {champion} were changed.")
+        return f"version {champion} had other modalities or user features; it was carried over and published again."
     pointer = publisher.sink.pointer()
     if pointer is not None and pointer.version == champion and pointer.writer == publisher.writer:
         # The fast path adds vectors, and deletes some, so a shortfall beyond what it deleted tells of lost keys.
@@ -167,9 +170,9 @@ def _deleted(engine: Engine, version: int, kind: Kind) -> set[str]:
     return deleted
 
 
-def _of_today(latest: Manifest) -> dict[str, Any]:
-    kept = ("offsets", "cluster_id", "topic_ids", "config_digest", "spec", "watermark")
-    return {name: getattr(msgspec.structs.replace(latest), name) for name in kept}
+def _of_today(engine: Engine, latest: Manifest) -> dict[str, Any]:
+    kept = ("offsets", "cluster_id", "topic_ids", "watermark")
+    return {name: getattr(msgspec.structs.replace(latest), name) for name in kept} | settings(engine.config)
 
 
 def _champion(engine: Engine) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from models.learner import Learner, LearnReport
 from models.memory import Memory
 from models.popularity import HALF_LIVES
 from models.serving import Snapshot
-from models.spec import ModelSpec, TrainSpec
+from models.spec import TrainSpec
 from service.config import Config
-from service.errors import StateError
+from service.model_changes import check_fits
 from service.promotion import Gate, Pooled, Verdict, Window
 
 State = dict[str, Any]
@@ -218,36 +218,6 @@ class Trainer:
         learning goes on from here.
         """
         return {**self.state_dict(), "learner": state["learner"]}
-
-
-def plain_spec(spec: ModelSpec | TrainSpec) -> dict[str, Any]:
-    """A table of the configuration as plain JSON values, for the manifest."""
-    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in asdict(spec).items()}
-
-
-def check_fits(config: Config, spec: Mapping[str, Any]) -> None:
-    """Raises StateError if a checkpoint's `spec` has weights of other shapes than `[model]` asks for."""
-    saved = spec.get("model", {})
-    for name, wanted in plain_spec(config.model).items():
-        # The order of modalities counts too: fusion knows them by their places.
-        reordered = name == "modalities" and list(saved.get(name, wanted)) != list(wanted)
-        if name in saved and (saved[name] != wanted or reordered):
-            raise StateError(
-                f"[model{_difference(name, wanted, saved[name])}.",
-                hint="Set it back, or start with another state_dir and `replay` what is to be learned again.",
-            )
-
-
-def _difference(name: str, wanted: Any, saved: Any) -> str:
-    """The first thing in which a key differs: "] dim is 16, but …", or of a table ".modalities] text is 48, but …"."""
-    if not isinstance(wanted, Mapping):
-        return f"] {name} is {wanted}, but the checkpoint was learned with {saved}"
-    key = next((key for key in [*wanted, *saved] if wanted.get(key) != saved.get(key)), None)
-    if key is None:
-        return f".{name}] has the order {', '.join(wanted)}, but the checkpoint was learned with {', '.join(saved)}"
-    mine, theirs = (f"{table[key]}" if key in table else "not there" for table in (wanted, saved))
-    learned = f"with {theirs}" if key in saved else "without it"
-    return f".{name}] {key} is {mine}, but the checkpoint was learned {learned}"
 
 
 def training_threads(train: TrainSpec) -> int:

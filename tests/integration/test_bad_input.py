@@ -173,9 +173,6 @@ class TestState:
         ("change", "words"),
         [
             ({"modalities": {"image": 32, "text": 48, "audio": 16}}, ["[model.modalities] text", "48", "24"]),
-            ({"modalities": {"image": 32, "text": 24, "audio": 16, "smell": 4}}, ["smell is 4", "without it"]),
-            ({"modalities": {"text": 24, "audio": 16}}, ["image is not there", "32"]),
-            ({"modalities": {"text": 24, "image": 32, "audio": 16}}, ["order text, image", "with image, text"]),
             ({"frames": {"audio": 3}}, ["[model.frames] audio is 3", "without it"]),
             ({"user_features": {"profile": 13}}, ["[model.user_features] profile", "13", "12"]),
             ({"dim": 16}, ["dim", "16", "8"]),
