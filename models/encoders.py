@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.dropout import Noise, drop
 from models.fusion_base import masked_softmax
 
 
@@ -84,9 +85,13 @@ class VectorEncoder(nn.Module):
         """Let the normalisation see rows (N, I); nothing happens once it is warm."""
         self.norm.observe(x_NI)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         """Encode (…, I) into (…, D)."""
-        return self.mlp(self.norm(x))  # type: ignore[no-any-return]
+        inner, activation, outer = self.mlp
+        h = activation(inner(self.norm(x)))
+        if noise is not None:
+            h = drop(h, noise.inner, noise.generator)
+        return outer(h)  # type: ignore[no-any-return]
 
 
 class FrameEncoder(nn.Module):
@@ -112,10 +117,10 @@ class FrameEncoder(nn.Module):
         """Let the normalisation see the frames that are there; nothing happens once it is warm."""
         self.frame.observe(x_BFI[mask_BF])
 
-    def forward(self, x_BFI: Tensor, mask_BF: Tensor) -> Tensor:
+    def forward(self, x_BFI: Tensor, mask_BF: Tensor, noise: Noise | None = None) -> Tensor:
         """Encode (B, F, I) under a boolean mask (B, F) into (B, D); zeros where an item has no frame."""
         present_BFI = torch.where(mask_BF.unsqueeze(-1), x_BFI, torch.zeros_like(x_BFI))
-        h_BFD = self.frame(present_BFI)
+        h_BFD = self.frame(present_BFI, noise)
         keys_BFD = torch.tanh(self.key(h_BFD + positions(h_BFD.shape[1], h_BFD.shape[2]).to(h_BFD)))
         weights_BF = masked_softmax(self.query(keys_BFD).squeeze(-1), mask_BF)
         return torch.einsum("bf,bfd->bd", weights_BF, h_BFD)

@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from models import catalogue
+from models.auxiliary import TaskHeads
 from models.calibration import Calibration
+from models.content_steps import ContentSteps
 from models.event_log import LogView
 from models.examples import Examples
 from models.histories import ValueScale
 from models.item_tables import RowTable
 from models.memory import Memory
-from models.objectives import OBJECTIVES, Step
+from models.objectives import AUXILIARY, OBJECTIVES, Objective
 from models.popularity import FEATURES, Popularity
 from models.sampling import replay_positions
 from models.scorer import Scorer
@@ -78,7 +79,14 @@ class Learner:
         # rebuilt at the start of each block, so no part of the state
         self.contents = torch.zeros(0, spec.dim, device=self.device)
         self.features = torch.zeros(0, FEATURES, device=self.device)
+        self.content_steps = ContentSteps(self)
+        self.heads = TaskHeads(
+            train.auxiliary, spec.dim, rate=train.learning_rate, decay=train.weight_decay, device=self.device
+        )
         self.objective = OBJECTIVES[spec.objective](self)
+        self.tasks = [(self.objective, 1.0)]
+        """What is learned, each with its weight; the main objective first."""
+        self.tasks += [(AUXILIARY[name](self, self.heads[name]), weight) for name, weight in train.auxiliary.items()]
 
     def _new_optimizer(self) -> torch.optim.AdamW:
         rate, decay = self.train.learning_rate, self.train.weight_decay
@@ -110,39 +118,39 @@ class Learner:
                         exclude_from=int(block_positions[0]),
                     )  # fmt: skip
                     stop = min(int(block_positions[min(at + fresh, len(block_positions)) - 1]) + 1, len(log))
-                    examples = self.objective.examples(log, new, old)
-                    if len(examples):
-                        losses.append(self._step(examples))
-                        replayed += len(examples) - examples.fresh
+                    parts = [(objective, weight, objective.examples(log, new, old)) for objective, weight in self.tasks]
+                    if any(len(examples) for _, _, examples in parts):
+                        losses.append(self._step(parts))
+                        replayed += len(parts[0][2]) - parts[0][2].fresh
                     self.advance(log, stop)
         self.steps += len(losses)
         finite = all(map(math.isfinite, losses)) and self._finite()
         loss = float(np.mean(losses)) if losses else math.nan
         return LearnReport(len(losses), len(positions), replayed, loss, finite)
 
-    def _step(self, examples: Examples) -> float:
-        step: Step = self.objective.forward(examples)
+    def _step(self, parts: list[tuple[Objective, float, Examples]]) -> float:
+        """One step of all objectives with their weights; returns the weighted loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        step.loss.backward()  # type: ignore[no-untyped-call]
-        gradient_RD, bias_R = step.vectors_RD.grad, step.bias_R.grad
-        if gradient_RD is None or bias_R is None:
-            return float(step.loss.detach())
-        rate, decay = self.train.learning_rate, self.train.weight_decay
-        self.residual.step(step.rows, gradient_RD, step.shown_R, rate=RESIDUAL_RATE * rate, decay=decay)
-        self.bias.step(step.rows, bias_R.unsqueeze(1), step.shown_R, rate=BIAS_RATE * rate, decay=decay)
-        if self.scorer.fusion is not None:
-            self._send_to_encoders(step.rows, gradient_RD)
+        self.heads.zero_grad()
+        total = sum(weight * self._backward(objective, weight, examples) for objective, weight, examples in parts)
         self.optimizer.step()
-        return float(step.loss.detach())
+        self.heads.step()
+        return total
 
-    def _send_to_encoders(self, rows: Tensor | None, gradient_RD: Tensor) -> None:
-        """Encode again, with gradients, the rows that matter most; the table keeps their newer contents."""
-        chosen, weights = catalogue.chosen_rows(gradient_RD, self.train.content_rows, self.generator)
-        index = chosen if rows is None else rows[chosen]
-        numbers = index.cpu().numpy()
-        content_CD = self.scorer.content(catalogue.gather(self.memory.item_features, numbers, self.device))
-        content_CD.backward(gradient_RD[chosen] * weights.unsqueeze(1))  # type: ignore[no-untyped-call]
-        self.contents[index] = content_CD.detach()
+    def _backward(self, objective: Objective, weight: float, examples: Examples) -> float:
+        """Gradients of the shared weights, and the rows' own steps; returns the loss."""
+        if not len(examples):
+            return 0.0
+        step = objective.forward(examples)
+        (step.loss if weight == 1 else weight * step.loss).backward()  # type: ignore[no-untyped-call]
+        gradient_RD, bias_R = step.vectors_RD.grad, step.bias_R.grad
+        if gradient_RD is not None and bias_R is not None:
+            rate, decay = self.train.learning_rate, self.train.weight_decay
+            self.residual.step(step.rows, gradient_RD, step.shown_R, rate=RESIDUAL_RATE * rate, decay=decay)
+            self.bias.step(step.rows, bias_R.unsqueeze(1), step.shown_R, rate=BIAS_RATE * rate, decay=decay)
+            if self.scorer.fusion is not None:
+                self.content_steps.backward(step.rows, gradient_RD)
+        return float(step.loss.detach())
 
     # -- what the examples are scored with
 
@@ -200,6 +208,7 @@ class Learner:
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "generator": self.generator.get_state().clone(),
             "steps": self.steps,
+            "auxiliary": self.heads.state(),
         }
 
     def weights(self) -> dict[str, Any]:
@@ -231,6 +240,7 @@ class Learner:
         self.values = ValueScale(**state["values"])
         self.generator.set_state(state["generator"].clone())
         self.steps = state["steps"]
+        self.heads.load(state.get("auxiliary", {}))
         self.features = torch.zeros(0, FEATURES, device=self.device)
 
 

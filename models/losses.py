@@ -64,6 +64,48 @@ def bce(logit_B: Tensor, target_B: Tensor, *, weights: Tensor | None = None) -> 
     return weighted_mean(functional.binary_cross_entropy_with_logits(logit_B, target_B, reduction="none"), weights)
 
 
+def info_nce(a_BD: Tensor, b_BD: Tensor, *, temperature: float = 0.07) -> Tensor:
+    """Cross entropy of each row's partner among all, by cosine / temperature, both ways.
+
+    ½ Σ over (a, b) and (b, a) of mean_i −log( exp(cos(a_i, b_i)/τ) / Σ_j exp(cos(a_i, b_j)/τ) ): Radford et al.,
+    "Learning transferable visual models from natural language supervision" (CLIP), ICML 2021, figure 3, with their
+    initial τ, fixed.
+    """
+    logits = cosines(a_BD, b_BD) / temperature
+    partner_B = torch.arange(len(logits), device=logits.device)
+    return (softmax_ranking(logits, partner_B) + softmax_ranking(logits.T, partner_B)) / 2
+
+
+def margin_cosine(a_BD: Tensor, b_BD: Tensor, *, margin: float = 0.2) -> Tensor:
+    """mean_i (1 − cos(a_i, b_i)) + mean_{i≠j} max(0, cos(a_i, b_j) − margin): `torch.nn.CosineEmbeddingLoss` over all
+    pairs of a batch, those that belong together and those that do not counted alike."""
+    cosine_BB = cosines(a_BD, b_BD)
+    return (1 - cosine_BB.diagonal()).mean() + off_diagonal_mean(functional.relu(cosine_BB - margin))
+
+
+def triplet(a_BD: Tensor, b_BD: Tensor, *, margin: float = 0.2) -> Tensor:
+    """mean_{i≠j} max(0, margin − cos(a_i, b_i) + cos(a_i, b_j)), both ways, halved.
+
+    The triplet loss of Schroff, Kalenichenko & Philbin, "FaceNet", CVPR 2015, between two kinds of vectors, over all
+    negatives of the batch as the sum of hinges in Faghri et al., "VSE++", BMVC 2018, eq. 5.
+    """
+    cosine_BB = cosines(a_BD, b_BD)
+    own_B = cosine_BB.diagonal()
+    one_way, other_way = (functional.relu(margin - own_B.unsqueeze(1) + x_BB) for x_BB in (cosine_BB, cosine_BB.T))
+    return (off_diagonal_mean(one_way) + off_diagonal_mean(other_way)) / 2
+
+
+def cosines(a_BD: Tensor, b_ND: Tensor) -> Tensor:
+    """(B, N): the cosine of every pair; 0 where one of the two is zeros."""
+    return functional.normalize(a_BD, dim=1) @ functional.normalize(b_ND, dim=1).T
+
+
+def off_diagonal_mean(x_BB: Tensor) -> Tensor:
+    """Mean of what is not on the diagonal; 0 where there is nothing else."""
+    count = len(x_BB)
+    return (x_BB.sum() - x_BB.diagonal().sum()) / max(1, count * (count - 1))
+
+
 def weighted_mean(loss_B: Tensor, weights: Tensor | None) -> Tensor:
     """Σ w·loss / Σ w; the plain mean without weights; 0 (with a gradient of 0) where there is nothing to average."""
     if weights is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import catalogue, losses
 from models.event_log import LogView
@@ -23,6 +23,7 @@ from models.full_softmax import FullSoftmax
 from models.histories import HistoryTensors
 from models.sampling import uniform_negatives
 from models.scorer import SCALES
+from models.spec import Auxiliary
 
 if TYPE_CHECKING:
     from models.learner import Learner
@@ -75,17 +76,24 @@ class Objective:
 
     # -- pieces
 
-    def leaves(self, rows: Tensor | None, *, dropout: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Item vectors (R, D) and biases (R,) as leaves, and where the item's own part is in them."""
+    def leaves(self, rows: Tensor | None, target_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Item vectors (R, D) and biases (R,) as leaves, and where the item's own part is in them.
+
+        With dropout where `target_B` is given: the places among the rows of what is learned.
+        """
         learner = self.learner
         index = slice(None) if rows is None else rows
         admitted = torch.from_numpy(learner.popularity.first >= 0).to(learner.device)[index]
         shown_R = admitted
+        contents_RD = learner.contents[index]
+        dropout = 0.0 if target_B is None else learner.train.id_dropout
+        if target_B is not None:
+            contents_RD = learner.content_steps.disturbed(rows, contents_RD, target_B)
         if dropout > 0:
             kept = torch.rand(len(admitted), generator=learner.generator, device=learner.device) >= dropout
             shown_R = admitted & kept
         own = shown_R.unsqueeze(1)
-        vectors_RD = (learner.contents[index] + own * learner.residual.values[index]).requires_grad_()
+        vectors_RD = (contents_RD + own * learner.residual.values[index]).requires_grad_()
         bias_R = (own * learner.bias.values[index]).squeeze(1).requires_grad_()
         return vectors_RD, bias_R, shown_R
 
@@ -162,7 +170,7 @@ class Ranking(Objective):
             lead, offset = self._sample(examples)
             candidates = len(lead)
             rows, target_B, history = self.working_set(examples, lead)
-        vectors_RD, bias_R, shown_R = self.leaves(rows, dropout=train.id_dropout)
+        vectors_RD, bias_R, shown_R = self.leaves(rows, target_B)
         features_RK = learner.features if rows is None else learner.features[rows]
         user_BV = self.users(examples, history, vectors_RD, features_RK, training=True)
         item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
@@ -278,7 +286,7 @@ class Ranking(Objective):
         # one column a target of its own, so that the sample stays uniform
         rows, target_B, history = self.working_set(examples)
         both = torch.cat((lead, rows))
-        vectors, bias, _ = self.leaves(both, dropout=0.0)
+        vectors, bias, _ = self.leaves(both)
         features = learner.features[both]
         n = len(lead)
         history = replace(history, item_BL=history.item_BL + n)
@@ -312,18 +320,33 @@ class Ranking(Objective):
 
 
 class Pairs(Objective):
-    """Objectives of one pair of user and item at a time."""
+    """Objectives of one pair of user and item at a time.
+
+    The score is the model's own, or, where they are auxiliary, that of a `head` of their own.
+    """
+
+    def __init__(self, learner: Learner, head: nn.Module | None = None) -> None:
+        super().__init__(learner)
+        self.head = head
 
     def forward(self, examples: Examples) -> Step:
         """Score each example's own item."""
         learner = self.learner
         rows, target_B, history = self.working_set(examples)
-        vectors_RD, bias_R, shown_R = self.leaves(rows, dropout=learner.train.id_dropout)
+        vectors_RD, bias_R, shown_R = self.leaves(rows, target_B)
         features_RK = learner.features[rows]
         user_BV = self.users(examples, history, vectors_RD, features_RK, training=True)
         item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
-        score_B = learner.scorer.pairs(*self.told(examples, user_BV, item_RV[target_B]))
+        user_BV, item_BV = self.told(examples, user_BV, item_RV[target_B])
+        if self.head is None:
+            score_B = learner.scorer.pairs(user_BV, item_BV)
+        else:
+            score_B = self.base(examples) + self.head(user_BV[:, : learner.spec.dim], item_BV[:, : learner.spec.dim])
         return Step(self.loss(examples, score_B), rows, vectors_RD, bias_R, shown_R)
+
+    def base(self, examples: Examples) -> Tensor:
+        """What an auxiliary head's scores are added to, (B,)."""
+        return torch.zeros(len(examples), device=self.learner.device)
 
     def told(self, examples: Examples, user_BV: Tensor, item_BV: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """The vectors without what would give the answer away: counts say nothing about values."""
@@ -341,6 +364,11 @@ class Rating(Pairs):
         """Events with a value, of any action that counts."""
         known = (log.item[positions] >= 0) & (log.user[positions] >= 0) & (log.weight[positions] != 0)
         return np.asarray(positions[known & np.isfinite(log.value[positions])])
+
+    def base(self, examples: Examples) -> Tensor:
+        """The user's shrunken mean."""
+        base = self.learner.values.shrunken_mean(examples.histories).astype(np.float32)
+        return torch.from_numpy(base).to(self.learner.device)
 
     def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
         """MSE."""
@@ -372,3 +400,6 @@ class Click(Pairs):
 
 OBJECTIVES: dict[str, Callable[[Learner], Objective]] = {"ranking": Ranking, "rating": Rating, "click": Click}
 """Objectives by the name that `[model] objective` gives them."""
+
+AUXILIARY: dict[Auxiliary, Callable[[Learner, nn.Module], Objective]] = {"rating": Rating, "click": Click}
+"""Those that can be learned beside another, by the name that `[train] auxiliary` gives them."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.dropout import Noise
 from models.encoders import FrameEncoder, InputNorm, VectorEncoder
 from models.fusion import FUSIONS
 from models.histories import LENGTHS, HistoryTensors
@@ -76,16 +77,24 @@ class Scorer(nn.Module):
 
     def content(self, features: Features) -> Tensor:
         """The fused content of items, (N, D); zeros where an item has none."""
+        return self.fused(*self.encoded(features))
+
+    def encoded(self, features: Features, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+        """Each modality of items encoded, (N, M, D), and which of them are there, (N, M)."""
         vectors, masks = [], []
         for name, module in self.encoders.items():
             x, lengths = features[name]
-            vectors.append(
-                module(x, frame_mask(lengths, x.shape[1])) if isinstance(module, FrameEncoder) else module(x)
-            )
+            frames = (frame_mask(lengths, x.shape[1]),) if isinstance(module, FrameEncoder) else ()
+            vectors.append(module(x, *frames, noise))
             masks.append(lengths > 0)
-        if self.fusion is None:
+        if not vectors:
             raise ValueError("A model without modalities has no content; use zeros.")
-        fused: Tensor = self.fusion(torch.stack(vectors, 1), torch.stack(masks, 1))
+        return torch.stack(vectors, 1), torch.stack(masks, 1)
+
+    def fused(self, x_NMD: Tensor, mask_NM: Tensor) -> Tensor:
+        """Encoded modalities as one vector an item, (N, D)."""
+        assert self.fusion is not None
+        fused: Tensor = self.fusion(x_NMD, mask_NM)
         return fused
 
     def items(self, e_ND: Tensor, bias_N: Tensor, features_NK: Tensor) -> Tensor:

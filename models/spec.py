@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+Alignment = Literal["infonce", "cosine", "triplet"]
+Auxiliary = Literal["rating", "click"]
 FORBID_UNKNOWN: dict[str, str | bool] = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
@@ -58,6 +60,14 @@ class TrainSpec:
     """Dropout inside the user tower."""
     id_dropout: float = 0.1
     """Share of training steps' items whose id residual is hidden, so that content alone stays useful."""
+    encoder_dropout: float = 0.0
+    """Dropout inside the encoders of items' modalities."""
+    modality_dropout: float = 0.0
+    """Share of the modalities of encoded items that are hidden in a step; never all that an item has."""
+    align: Mapping[Alignment, float] = field(default_factory=dict)
+    """Losses that draw an item's modalities together, each with its weight: `infonce`, `cosine`, `triplet`."""
+    auxiliary: Mapping[Auxiliary, float] = field(default_factory=dict)
+    """Objectives that the same vectors learn beside the one in `[model]`, each with its weight; none is served."""
     replay_ratio: float = 2.0
     """Stored examples learned again for each new one."""
     replay_half_life: float = 50_000

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.dropout import drop
 from models.fusion_base import masked_softmax
 from models.histories import GAPS, LENGTHS, HistoryTensors
 from models.memory import ACTIONS
@@ -68,11 +69,3 @@ class UserTower(nn.Module):
         z = drop(z, dropout, generator)
         z = functional.gelu(self.inner(z))
         return direct_BD + self.outer(drop(z, dropout, generator))  # type: ignore[no-any-return]
-
-
-def drop(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
-    """Inverted dropout (Srivastava et al., 2014) that draws from `generator`; nothing where there is none."""
-    if share <= 0 or generator is None:
-        return x
-    kept = torch.rand(x.shape, generator=generator, device=x.device) >= share
-    return x * kept / (1 - share)

@@ -149,9 +149,15 @@ def _contradictions(config: Config) -> Iterator[str]:
     for name in ("weight_decay", "replay_ratio", "threads", "full_softmax_items"):
         if not getattr(train, name) >= 0:
             yield f'"{name}" in [train] must be 0 or greater, not {getattr(train, name)}.'
-    for name in ("dropout", "id_dropout"):
+    for name in ("dropout", "id_dropout", "encoder_dropout", "modality_dropout"):
         if not 0 <= getattr(train, name) < 1:
             yield f'"{name}" in [train] must be at least 0 and less than 1, not {getattr(train, name)}.'
+    for name in ("align", "auxiliary"):
+        for key, value in getattr(train, name).items():
+            if not 0 < value < float("inf"):
+                yield f'"{key}" in [train.{name}] must be greater than 0 and finite, not {value}.'
+    if model.objective in train.auxiliary:
+        yield f'"{model.objective}" in [train.auxiliary] is the "objective" in [model] already.'
     if kafka.security_protocol.startswith("SASL") and not kafka.security_sasl_mechanism:
         yield f'"security_protocol" = "{kafka.security_protocol}" in [kafka] also needs "security_sasl_mechanism".'
     if kafka.security_sasl_mechanism and not (kafka.security_username and kafka.security_password_file):

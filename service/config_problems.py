@@ -64,6 +64,8 @@ def _sentences(model: type[BaseModel], detail: ErrorDetails) -> list[str]:
     if detail["type"] == "contradiction":
         return str(detail["ctx"]["text"]).split("\n")
     *tables, key = [str(part) for part in detail["loc"]]
+    if key == "[key]":  # one of a mapping's keys is wrong, not its value
+        *tables, key = tables
     place = f" in [{'.'.join(tables)}]" if tables else ""
     if detail["type"] in UNKNOWN:
         return [f'unknown key "{key}"{place}{_nearest(model, tables[0] if tables else "", key)}.']

@@ -182,3 +182,28 @@ def test_a_password_in_the_url_is_not_shown() -> None:
 
 def test_the_documentation_is_the_code() -> None:
     assert documented("configuration") == configuration_table()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "[train.align]\nclip = 1.0",
+            '"clip" in [train.align] must be one of "infonce", "cosine", "triplet", not "clip".',
+        ),
+        ("[train.align]\ncosine = 0", '"cosine" in [train.align] must be greater than 0 and finite, not 0.0.'),
+        (
+            "[train.auxiliary]\nranking = 1",
+            '"ranking" in [train.auxiliary] must be one of "rating", "click", not "ranking".',
+        ),
+        (
+            '[model]\nobjective = "click"\n[train.auxiliary]\nclick = 1',
+            '"click" in [train.auxiliary] is the "objective" in [model] already.',
+        ),
+        ("[train]\nmodality_dropout = 1", '"modality_dropout" in [train] must be at least 0 and less than 1, not 1.0.'),
+    ],
+)
+def test_what_is_learned_beside_is_checked(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(write(tmp_path, text))
+    assert sentence in refused.value.problems

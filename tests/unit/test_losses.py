@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from models import losses
+from models.alignment import ALIGNMENTS, alignment
+from models.spec import Alignment
 
 
 def scores(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -108,3 +110,66 @@ def test_equal_weights_change_no_loss() -> None:
         losses.sampled_softmax(scores_BN[:, 0], scores_BN, weights=same_B),
         losses.sampled_softmax(scores_BN[:, 0], scores_BN),
     )
+
+
+def unit(rows: torch.Tensor) -> list[list[float]]:
+    normed: list[list[float]] = (rows / rows.norm(dim=1, keepdim=True)).tolist()
+    return normed
+
+
+def cosine_table(a_BD: torch.Tensor, b_BD: torch.Tensor) -> list[list[float]]:
+    return [[sum(x * y for x, y in zip(a, b, strict=True)) for b in unit(b_BD)] for a in unit(a_BD)]
+
+
+def test_info_nce_by_hand_both_ways() -> None:
+    a_BD, b_BD = scores(3, 4), scores(3, 4, seed=1)
+    table, loss = cosine_table(a_BD, b_BD), 0.0
+    for i in range(3):
+        for row in (table[i], [other[i] for other in table]):
+            loss -= math.log(math.exp(row[i] / 0.5) / sum(math.exp(one / 0.5) for one in row)) / 6
+    assert losses.info_nce(a_BD, b_BD, temperature=0.5).item() == pytest.approx(loss)
+
+
+def test_margin_cosine_is_torchs_own_over_all_pairs() -> None:
+    a_BD, b_BD = scores(4, 3), scores(4, 3, seed=1)
+    own = torch.nn.functional.cosine_embedding_loss(a_BD, b_BD, torch.ones(4))
+    pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
+    first, second = (list(places) for places in zip(*pairs, strict=True))
+    others = torch.nn.functional.cosine_embedding_loss(a_BD[first], b_BD[second], -torch.ones(12), margin=0.1)
+    torch.testing.assert_close(losses.margin_cosine(a_BD, b_BD, margin=0.1), own + others)
+
+
+def test_triplet_by_hand_both_ways() -> None:
+    a_BD, b_BD = scores(3, 4), scores(3, 4, seed=1)
+    table, loss = cosine_table(a_BD, b_BD), 0.0
+    for i in range(3):
+        for j in range(3):
+            if i != j:
+                loss += max(0, 0.3 - table[i][i] + table[i][j]) / 12 + max(0, 0.3 - table[i][i] + table[j][i]) / 12
+    assert losses.triplet(a_BD, b_BD, margin=0.3).item() == pytest.approx(loss)
+
+
+@pytest.mark.parametrize("kind", sorted(ALIGNMENTS))
+def test_alignments_are_least_where_partners_agree_and_all_others_differ(kind: Alignment) -> None:
+    loss = ALIGNMENTS[kind]
+    apart_BD = torch.eye(4)
+    assert loss(apart_BD, 3 * apart_BD).item() == pytest.approx(0, abs=1e-5)
+    assert loss(apart_BD, apart_BD.roll(1, 0)).item() > 0.5
+    assert loss(torch.zeros(2, 4), torch.zeros(2, 4)).isfinite()
+
+
+def test_alignment_takes_only_items_that_have_both_and_averages_over_pairs_of_modalities() -> None:
+    x_BMD = scores(5, 3, 4).requires_grad_()
+    mask_BM = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 1, 1], [1, 1, 0]], dtype=torch.bool)
+    weights: dict[Alignment, float] = {"cosine": 2.0, "infonce": 0.5}
+    loss = alignment(x_BMD, mask_BM, weights)
+    both = {(0, 1): [0, 1, 4], (1, 2): [0, 3]}  # the third pair is had by one item only
+    by_hand = torch.zeros((), dtype=x_BMD.dtype)
+    for (one, other), rows in both.items():
+        a_BD, b_BD = x_BMD[rows, one], x_BMD[rows, other]
+        by_hand = by_hand + (2 * losses.margin_cosine(a_BD, b_BD) + 0.5 * losses.info_nce(a_BD, b_BD)) / 2
+    torch.testing.assert_close(loss, by_hand)
+    torch.autograd.backward(loss)
+    assert x_BMD.grad is not None
+    assert ((x_BMD.grad.abs().sum(-1) > 0) == (mask_BM & (mask_BM.sum(1, keepdim=True) > 1))).all()
+    assert alignment(x_BMD, torch.zeros_like(mask_BM), weights).item() == 0

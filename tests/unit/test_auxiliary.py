@@ -1,0 +1,152 @@
+"""What is learned beside the main objective, and under which noise: exact resumption, and that it has an effect."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from models.learner import Learner
+from models.losses import cosines
+from models.memory import EventBatch, Memory
+from models.spec import Alignment, Auxiliary, ModelSpec, TrainSpec
+
+ACTIONS = {"default": 1.0, "skip": -1.0}
+SPEC = ModelSpec(dim=8, history=5, modalities={"text": 4, "clip": 4}, frames={"clip": 2})
+PLAIN = TrainSpec(batch=32, learning_rate=1e-2, actions=ACTIONS)
+NOISY = replace(PLAIN, encoder_dropout=0.2, modality_dropout=0.3)
+ITEMS, EVENTS = 16, 120
+
+
+def world(spec: ModelSpec = SPEC) -> Memory:
+    """Items of two kinds, users who like and rate high their own; text and clip of an item say the same of it."""
+    memory = Memory(spec, ACTIONS)
+    rng = np.random.default_rng(0)
+    for item in range(ITEMS):
+        signal = np.sign(item % 2 - 0.5) * np.array([1, 1, 0, 0]) + rng.normal(size=4)
+        features = {"text": signal, "clip": np.stack((signal, -signal))}
+        kept = features if item % 5 else {"text": signal}
+        memory.announce(f"i{item}", 900.0, {name: x.astype(np.float32) for name, x in kept.items()})
+    users, items = rng.integers(8, size=EVENTS), rng.integers(ITEMS, size=EVENTS)
+    liked = users % 2 == items % 2
+    memory.append(
+        EventBatch(
+            [f"u{user}" for user in users],
+            [f"i{item}" for item in items],
+            ["view" if like else "skip" for like in liked],
+            np.where(rng.random(EVENTS) < 0.8, 1 + 4 * liked, np.nan).astype(np.float32),
+            1e3 + np.arange(EVENTS, dtype=np.float64),
+        )
+    )
+    return memory
+
+
+def learned(train: TrainSpec, spec: ModelSpec = SPEC, *, passes: int = 1) -> tuple[Learner, list[float]]:
+    learner = Learner(spec, train, world(spec), 0)
+    reports = [learner.learn(np.arange(EVENTS), now=2e3, replay_ratio=0.0) for _ in range(passes)]
+    assert all(report.finite for report in reports)
+    return learner, [report.loss for report in reports]
+
+
+def everything(objective: str) -> TrainSpec:
+    others: tuple[Auxiliary, Auxiliary] = ("rating", "click")
+    return replace(
+        NOISY,
+        align={"infonce": 0.1, "cosine": 0.1, "triplet": 0.1},
+        auxiliary={name: 0.5 for name in others if name != objective},
+    )
+
+
+@pytest.mark.parametrize("head", ["dot", "mlp"])
+@pytest.mark.parametrize("objective", ["ranking", "rating", "click"])
+def test_with_everything_on_a_resumed_run_ends_where_an_uninterrupted_one_does(objective: str, head: str) -> None:
+    spec, train = replace(SPEC, objective=objective, head=head), everything(objective)  # type: ignore[arg-type]
+    whole = Learner(spec, train, world(spec), 0)
+    whole.learn(np.arange(60), now=2e3, replay_ratio=1.0)
+    file = io.BytesIO()
+    torch.save(whole.state_dict(), file)
+    file.seek(0)
+    resumed = Learner(spec, train, world(spec), 9)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    reports = [one.learn(np.arange(60, EVENTS), now=2e3, replay_ratio=1.0) for one in (whole, resumed)]
+    assert reports[0] == reports[1]
+    assert reports[0].finite
+    files = []
+    for one in (whole, resumed):
+        files.append(io.BytesIO())
+        torch.save(one.state_dict(), files[-1])
+    assert files[0].getvalue() == files[1].getvalue()
+
+
+def test_gradients_reach_the_heads_and_the_shared_vectors() -> None:
+    alone, _ = learned(PLAIN)
+    for name in ("rating", "click"):
+        learner, _ = learned(replace(PLAIN, auxiliary={name: 0.5}))
+        state = learner.state_dict()["auxiliary"]
+        assert list(state) == [name]
+        assert all((moments["exp_avg_sq"] > 0).all() for moments in state[name]["optimizer"]["state"].values())
+        assert not torch.equal(learner.residual.values, alone.residual.values)
+
+
+def test_an_auxiliary_rating_learns_the_values_that_ranking_does_not_look_at() -> None:
+    learner, _ = learned(replace(PLAIN, auxiliary={"rating": 1.0}), passes=20)
+    objective = learner.tasks[1][0]
+    log = learner.memory.log.view(shared_tail=True)
+    examples = objective.examples(log, np.arange(60, EVENTS), np.arange(0))
+    with torch.no_grad():
+        error = float(objective.forward(examples).loss)
+    mean = float(np.mean((examples.value_B - learner.values.shrunken_mean(examples.histories)) ** 2))
+    assert error < mean / 4
+
+
+@pytest.mark.parametrize("kind", ["infonce", "cosine", "triplet"])
+def test_aligned_modalities_of_an_item_come_closer_than_those_of_others(kind: Alignment) -> None:
+    def closeness(train: TrainSpec) -> float:
+        learner, _ = learned(train, passes=10)
+        with torch.no_grad():
+            table = learner.memory.item_features
+            rows = np.array([row for row in range(ITEMS) if row % 5])
+            features = {name: tuple(map(torch.from_numpy, table.gather(name, rows))) for name in SPEC.modalities}
+            x_BMD, _ = learner.scorer.encoded(features)  # type: ignore[arg-type]
+            table_BB = cosines(x_BMD[:, 0], x_BMD[:, 1])
+        return float((table_BB.argmax(1) == torch.arange(len(rows))).float().mean())
+
+    assert closeness(replace(PLAIN, align={kind: 1.0})) > closeness(PLAIN)
+
+
+def test_scores_are_taken_under_the_noise_that_the_encoders_learn_from() -> None:
+    """What a step's loss saw is what its gradient goes through: contents differ from the table's only in that step."""
+    learner = Learner(SPEC, NOISY, world(), 0)
+    seen: list[torch.Tensor] = []
+    forward = learner.objective.leaves
+
+    def watched(rows: torch.Tensor | None, target_B: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        leaves = forward(rows, target_B)
+        encoded = learner.content_steps._encoded
+        if target_B is not None:
+            assert encoded is not None
+            own = learner.residual.values * leaves[2].unsqueeze(1)
+            torch.testing.assert_close(leaves[0][encoded.chosen_C], (encoded.content_CD + own[encoded.chosen_C]))
+            seen.append((encoded.content_CD - learner.contents[encoded.chosen_C]).abs().max())
+        return leaves
+
+    learner.objective.leaves = watched  # type: ignore[method-assign, assignment]
+    learner.learn(np.arange(EVENTS), now=2e3, replay_ratio=0.0)
+    assert seen
+    assert all(float(one.detach()) > 0 for one in seen)
+    assert learner.content_steps._encoded is None
+
+
+@pytest.mark.parametrize("train", [NOISY, everything("ranking")], ids=["noise", "everything"])
+def test_every_parameter_of_the_encoders_learns_under_noise(train: TrainSpec) -> None:
+    learner, losses = learned(train, passes=10)
+    assert losses[-1] < losses[0]
+    still = [
+        name
+        for name, parameter in learner.scorer.named_parameters()
+        if float(learner.optimizer.state[parameter].get("exp_avg_sq", torch.zeros(1)).sum()) == 0
+    ]
+    assert not still
