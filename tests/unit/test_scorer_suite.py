@@ -159,6 +159,7 @@ def test_learning_does_not_depend_on_or_move_the_global_random_state(spec: Model
     assert not differing(*states)
 
 
+@pytest.mark.parametrize("case", ONE_FUSION, ids=case_id)
 def test_learning_leaves_its_inputs_unchanged(spec: ModelSpec) -> None:
     memory = world(spec)
     segments = world(spec).drain()
@@ -257,6 +258,38 @@ def test_what_is_missing_or_unknown_still_gets_a_finite_score(case: Case, traine
         scores = overlay.scores(user)
         assert scores.shape == (snapshot.n_items + 2,)
         assert np.isfinite(scores).all()
+
+
+EVENT_OF: list[tuple[str | None, str | None]] = [("u", "i"), ("u", None), (None, None)]
+"""One user and one item with events, without any, and neither of them."""
+
+
+@pytest.mark.parametrize(
+    ("case", "event_of"),
+    [(case, one) for case in CASES for one in EVENT_OF[: 3 if case in ONE_FUSION else 1]],
+    ids=lambda value: "-".join(str(part) for part in value),
+)
+def test_one_item_and_one_user_or_none_of_them_are_enough(case: Case, event_of: tuple[str | None, str | None]) -> None:
+    user, item = event_of
+    spec = spec_of(case)
+    memory = Memory(spec, ACTIONS)
+    if user:
+        memory.enrol(user, 900.0, {"profile": np.ones(3, np.float32)})
+        memory.announce("i", 900.0, features_of(0))
+    nan, values = np.full(1, np.nan, np.float32), np.array([4], np.float32)
+    batches = [EventBatch(["u"], ["i"], ["view"], one, np.array([1_000.0 + n])) for n, one in enumerate((values, nan))]
+    learner = Learner(spec, TRAIN, memory, 0)
+    for batch in batches if item else ():
+        report = learner.learn(np.asarray(memory.append(batch)), now=2_000.0, replay_ratio=1.0)
+        assert report.finite
+    snapshot = snapshot_of(learner)
+    known = int(user is not None)
+    for kind in ("items", "users"):
+        vectors = snapshot.vectors(kind)
+        assert vectors.shape == (known, snapshot.dim)
+        assert np.isfinite(vectors).all()
+    assert Overlay(snapshot).scores("u").shape == (known,)
+    assert len(Overlay(snapshot).recommend("u", k=3)) == known * (item is None)
 
 
 def test_an_item_nobody_touched_is_its_content_alone(case: Case) -> None:
