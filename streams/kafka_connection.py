@@ -9,7 +9,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
 
-from streams.kafka_errors import translated
+from streams.kafka_errors import DENIED, translated
 from streams.source_types import SourceDenied
 
 
@@ -62,10 +62,13 @@ def _connected(kind: type, settings: Mapping[str, Any]) -> Any:
 
 
 def _watch_connecting(manager: Any, failures: list[BaseException]) -> None:
-    """Note why connections fail."""
+    """Note why connections fail, and end the client's attempts at one that is refused: no retry changes a password."""
     get_connection = manager.get_connection
 
     def watched(*args: Any, **options: Any) -> Any:
+        for failure in failures:
+            if isinstance(failure, DENIED):
+                raise failure
         connection = get_connection(*args, **options)
         connection.init_future.add_errback(failures.append)
         return connection

@@ -12,11 +12,12 @@ from streams.source_types import SourceDenied, SourceError, SourceUnavailable, T
 
 _SECURITY_PREFIXES = ("security_", "sasl_", "ssl_")
 
-_DENIED = (
+DENIED = (
     kafka_errors.SaslAuthenticationFailedError,
     kafka_errors.UnsupportedSaslMechanismError,
     kafka_errors.AuthorizationError,
 )
+"""What a broker answers to those whom it does not let in."""
 
 
 def client_settings(bootstrap_servers: str | Sequence[str], security: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def translated(error: BaseException, doing: str) -> SourceError:
     """Our error for one of the client's, raised while `doing` (as in "reading orders")."""
     if isinstance(error, SourceError):
         return error
-    if isinstance(error, _DENIED):
+    if isinstance(error, DENIED):
         return SourceDenied(
             f"the broker refuses us while {doing}: {_words(error)}; check [kafka] security_* and the ACLs"
         )

@@ -89,11 +89,11 @@ def test_with_the_right_password_everything_works(secured: str, credentials: dic
 
 def test_a_wrong_password_is_a_refusal(secured: str, credentials: dict[str, Any]) -> None:
     wrong = {**credentials, "sasl_plain_password": "wrong"}
-    source = KafkaSource(bootstrap_servers=secured, security=wrong, topics=["events"], request_timeout_s=3.0)
+    source = KafkaSource(bootstrap_servers=secured, security=wrong, topics=["events"], request_timeout_s=60.0)
     with pytest.raises(SourceDenied, match=r"refuses us.*check \[kafka\] security"):
         source.partitions()
     with pytest.raises(SourceDenied):
-        EventProducer(bootstrap_servers=secured, security=wrong, timeout_s=3.0)
+        EventProducer(bootstrap_servers=secured, security=wrong, timeout_s=60.0)
 
 
 def test_an_unknown_authority_is_not_trusted(secured: str, credentials: dict[str, Any]) -> None:
