@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from models.learner import Learner, LearnReport
 from models.memory import Memory
 from models.serving import Snapshot
 from service import crash_points
@@ -35,8 +38,8 @@ from streams.simulator_messages import Message, messages
 from tests.daemon_process import Place
 
 EVENTS, MAX_EVENTS, PARTITIONS = 2_400, 400, 4
-FLOOD = range(1_200, 1_500)
-"""Numbers of interactions that are not what anybody wants: a candidate that learns from them may be refused."""
+SPOILED = 1_000
+"""The candidate that learns the event at this place of the log comes out spoiled, and is refused."""
 GARBAGE = b"{not an event"
 TOMBSTONE = b""
 """Stands for a null value: a deletion."""
@@ -62,17 +65,10 @@ class Feed:
 
     @classmethod
     def sample(cls, topics: dict[str, str], *, events: int = EVENTS) -> Feed:
-        """A small world; some interactions are sent twice, and some are no events.
-
-        A stretch of them is a flood on a few items: who learns from it may be refused, and what a refusal takes back
-        must also come back after a crash.
-        """
+        """A small world; some interactions are sent twice, and some are no events."""
         world = World(seed=5, users=40, items=60, events=events, latent_dim=4, no_repeat=20)
         feed = cls(topics)
         for message in messages(Simulator(world)):
-            if message.kind == "interactions" and message.number in FLOOD:
-                flooded = msgspec.json.decode(message.value) | {"item_id": f"i{message.number % 3}"}
-                message = message._replace(value=msgspec.json.encode(flooded))
             feed.sent.append(message)
             if message.kind == "interactions" and message.number % 97 == 0:
                 feed.sent.append(message)
@@ -214,6 +210,7 @@ def _run_once(config: str, log: str, die_at: str, die_at_step: int) -> None:
         os.environ[crash_points.VARIABLE] = die_at
     if die_at_step:
         _die_at_step(die_at_step)
+    _spoil_one_candidate()
     sys.argv = ["headwater", "run", "--once", "-c", config]
     from service.cli import main
 
@@ -228,6 +225,22 @@ def _die_at_step(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     register_optimizer_step_post_hook(after_step)
+
+
+def _spoil_one_candidate() -> None:
+    """Learning that went wrong, the same way in every run: what a refusal takes back must come back after a crash."""
+    learn = Learner.learn
+
+    def spoiling(learner: Learner, positions: NDArray[np.int64], **options: Any) -> LearnReport:
+        report = learn(learner, positions, **options)
+        if SPOILED in positions:
+            learner.residual.values.neg_()
+            learner.bias.values.neg_()
+            for weights in learner.scorer.item_popularity.parameters():
+                weights.data.neg_()
+        return report
+
+    Learner.learn = spoiling  # type: ignore[method-assign]
 
 
 # What must be equal
