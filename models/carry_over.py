@@ -53,7 +53,18 @@ def carry_over(state: dict[str, Any], saved: ModelSpec, spec: ModelSpec, *, seed
         pairs = [(at, places[name]) for at, name in enumerate(spec.modalities) if name in places]
         kept |= {f"fusion.{name}" for name in new.fusion.carry_over(old.fusion, pairs)}
     scorer = {name: value.detach().clone() for name, value in new.state_dict().items()}
-    return {**state, "scorer": scorer, "optimizer": _optimizer(state["optimizer"], old, new, kept)}
+    # what was not kept as it was has no other weights to learn on from than the served ones
+    before = state["learning"]
+    learning = {
+        name: before[name] if name in kept and not name.startswith("fusion.") else scorer[name]
+        for name, _ in new.named_parameters()
+    }
+    return {
+        **state,
+        "scorer": scorer,
+        "learning": learning,
+        "optimizer": _optimizer(state["optimizer"], old, new, kept),
+    }
 
 
 def _optimizer(state: dict[str, Any], old: Scorer, new: Scorer, kept: set[str]) -> dict[str, Any]:

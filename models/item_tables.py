@@ -1,9 +1,11 @@
-"""What each item has of its own: a residual vector and a bias, learned row by row.
+"""What each item has of its own: a residual vector, a context vector and a bias, learned row by row.
 
 Shape suffixes: N items, R rows of a step, D vector size.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -21,6 +23,11 @@ class RowTable:
         self.values = torch.zeros(0, dim, device=device)
         self.power = torch.zeros(0, device=device)
         """Sum of each row's mean squared gradients."""
+        self.average = torch.zeros(0, dim, device=device)
+        """An exponential average of the values over steps: what is served. Of each row as of its last step; see
+        `settle`."""
+        self._kept = torch.zeros(0, dtype=torch.float64, device=device)
+        self._log_kept = 0.0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -30,28 +37,69 @@ class RowTable:
         if len(rows):
             self.values = torch.cat((self.values, rows))
             self.power = torch.cat((self.power, rows.new_zeros(len(rows))))
+            self.average = torch.cat((self.average, rows))
+            self._kept = torch.cat((self._kept, self._kept.new_full((len(rows),), self._log_kept)))
 
     @torch.no_grad()
-    def step(self, rows_R: Tensor | None, gradient_RD: Tensor, active_R: Tensor, *, rate: float, decay: float) -> None:
-        """x ← x − rate · (g / √power + decay · x) for the active ones of rows `rows_R` (None: all)."""
+    def step(
+        self,
+        rows_R: Tensor | None,
+        gradient_RD: Tensor,
+        active_R: Tensor,
+        *,
+        rate: float,
+        decay: float,
+        keep: float = 0.0,
+    ) -> None:
+        """x ← x − rate · (g / √power + decay · x) for the active ones of rows `rows_R` (None: all).
+
+        Then average ← keep · average + (1 − keep) · x, of all rows; those that are not in the step catch up when they
+        are, or are settled.
+        """
         index = rows_R if rows_R is not None else slice(None)
         power_R = self.power[index] + gradient_RD.square().mean(1) * active_R
         self.power[index] = power_R
         values_RD = self.values[index]
         # a row that never had a gradient has none now
         change_RD = gradient_RD * power_R.clamp(min=1e-24).rsqrt().unsqueeze(1) + decay * values_RD
-        self.values[index] = values_RD - rate * active_R.unsqueeze(1) * change_RD
+        newer_RD = values_RD - rate * active_R.unsqueeze(1) * change_RD
+        self.values[index] = newer_RD
+        if keep <= 0:
+            self.average[index] = newer_RD
+            return
+        missed_R1 = (self._log_kept - self._kept[index]).exp().float().unsqueeze(1)
+        average_RD = torch.lerp(values_RD, self.average[index], missed_R1)
+        self.average[index] = torch.lerp(newer_RD, average_RD, keep)
+        self._log_kept += math.log(keep)
+        self._kept[index] = self._log_kept
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Bring the average of every row up to the last step."""
+        missed_N1 = (self._log_kept - self._kept).exp().float().unsqueeze(1)
+        self.average = torch.lerp(self.values, self.average, missed_N1)
+        self._kept.zero_()
+        self._log_kept = 0.0
+
+    def swap(self) -> None:
+        """Exchange values and average."""
+        self.values, self.average = self.average, self.values
 
     def blank(self, rows: Tensor) -> None:
         """Forget rows."""
         self.values[rows] = 0
         self.power[rows] = 0
+        self.average[rows] = 0
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of everything, on the CPU."""
-        return {"values": self.values.detach().cpu().clone(), "power": self.power.detach().cpu().clone()}
+        """A copy of everything, on the CPU; `values` are the average, as of the last `settle`."""
+        stored = {"values": self.average, "learning": self.values, "power": self.power}
+        return {name: value.detach().cpu().clone() for name, value in stored.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over a copied state."""
-        self.values = state["values"].to(self.values.device).clone()
-        self.power = state["power"].to(self.power.device).clone()
+        self.average, self.values, self.power = (
+            state[name].to(self.values.device).clone() for name in ("values", "learning", "power")
+        )
+        self._kept = torch.zeros(len(self.values), dtype=torch.float64, device=self.values.device)
+        self._log_kept = 0.0

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from models import catalogue
 from models.auxiliary import TaskHeads
+from models.averages import Averages
 from models.calibration import Calibration
 from models.content_steps import ContentSteps
 from models.event_log import LogView
@@ -38,6 +39,8 @@ BLOCK = 1024
 """New events between two refreshes of contents, popularity and scales: a long phase learns as several short ones."""
 RESIDUAL_RATE = 10.0
 """How much larger an item's own first steps are than those of the shared weights: few examples are about it."""
+CONTEXT_RATE = 10.0
+"""The same of what it says in a history."""
 BIAS_RATE = 100.0
 """The same of its bias, which has the scores' own scale and not that of one of many coordinates."""
 INITIAL_SPREAD = 0.05
@@ -71,7 +74,12 @@ class Learner:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.optimizer = self._new_optimizer()
         self.residual = RowTable(spec.dim, self.device)
+        self.context = RowTable(spec.dim, self.device)
+        """What an item says of a user in whose history it is, beyond what it is itself."""
         self.bias = RowTable(1, self.device)
+        self.tables = {"residual": self.residual, "context": self.context, "bias": self.bias}
+        self.averages = Averages(self.scorer, self.tables)
+        self._keep = 0.0
         self.popularity = Popularity.empty()
         self.calibration = Calibration()
         self.values = ValueScale()
@@ -110,7 +118,9 @@ class Learner:
                 block_positions = positions[block : block + BLOCK]
                 self.advance(log, int(block_positions[0]))
                 self._refresh(float(log.time[block_positions[0]]))
-                self.objective.calibrate(log, block_positions)
+                # the scales are for what is served
+                with self.averages.in_place():
+                    self.objective.calibrate(log, block_positions)
                 for at in range(0, len(block_positions), fresh):
                     new = block_positions[at : at + fresh]
                     old = replay_positions(
@@ -120,20 +130,23 @@ class Learner:
                     stop = min(int(block_positions[min(at + fresh, len(block_positions)) - 1]) + 1, len(log))
                     parts = [(objective, weight, objective.examples(log, new, old)) for objective, weight in self.tasks]
                     if any(len(examples) for _, _, examples in parts):
-                        losses.append(self._step(parts))
+                        losses.append(self._step(parts, self.steps + len(losses)))
                         replayed += len(parts[0][2]) - parts[0][2].fresh
                     self.advance(log, stop)
         self.steps += len(losses)
+        self.averages.settle()
         finite = all(map(math.isfinite, losses)) and self._finite()
         loss = float(np.mean(losses)) if losses else math.nan
         return LearnReport(len(losses), len(positions), replayed, loss, finite)
 
-    def _step(self, parts: list[tuple[Objective, float, Examples]]) -> float:
+    def _step(self, parts: list[tuple[Objective, float, Examples]], number: int) -> float:
         """One step of all objectives with their weights; returns the weighted loss."""
+        self._keep = self.averages.share(self.train.average, number)
         self.optimizer.zero_grad(set_to_none=True)
         self.heads.zero_grad()
         total = sum(weight * self._backward(objective, weight, examples) for objective, weight, examples in parts)
         self.optimizer.step()
+        self.averages.take(self._keep)
         self.heads.step()
         return total
 
@@ -145,9 +158,16 @@ class Learner:
         (step.loss if weight == 1 else weight * step.loss).backward()  # type: ignore[no-untyped-call]
         gradient_RD, bias_R = step.vectors_RD.grad, step.bias_R.grad
         if gradient_RD is not None and bias_R is not None:
-            rate, decay = self.train.learning_rate, self.train.weight_decay
-            self.residual.step(step.rows, gradient_RD, step.shown_R, rate=RESIDUAL_RATE * rate, decay=decay)
-            self.bias.step(step.rows, bias_R.unsqueeze(1), step.shown_R, rate=BIAS_RATE * rate, decay=decay)
+            for table, gradient, factor in (
+                (self.residual, gradient_RD, RESIDUAL_RATE),
+                (self.context, step.context_RD.grad, CONTEXT_RATE),
+                (self.bias, bias_R.unsqueeze(1), BIAS_RATE),
+            ):
+                if gradient is not None:  # a batch may have no history
+                    table.step(
+                        step.rows, gradient, step.shown_R,
+                        rate=factor * self.train.learning_rate, decay=self.train.weight_decay, keep=self._keep,
+                    )  # fmt: skip
             if self.scorer.fusion is not None:
                 self.content_steps.backward(step.rows, gradient_RD)
         return float(step.loss.detach())
@@ -162,11 +182,12 @@ class Learner:
         if new > 0:
             spread = torch.randn(new, self.spec.dim, generator=self.generator, device=self.device) * INITIAL_SPREAD
             self.residual.grow(spread)
+            self.context.grow(torch.zeros_like(spread))
             self.bias.grow(torch.zeros(new, 1, device=self.device))
         blank = [row for row, one in enumerate(self.memory.items.ids) if one is None]
         if blank:
-            self.residual.blank(torch.tensor(blank, device=self.device))
-            self.bias.blank(torch.tensor(blank, device=self.device))
+            for table in self.tables.values():
+                table.blank(torch.tensor(blank, device=self.device))
 
     def advance(self, log: LogView, stop: int, *, values: bool = True) -> None:
         """Count the events before `stop`, and refresh what they touched."""
@@ -196,7 +217,7 @@ class Learner:
         self.contents = catalogue.encode(self.scorer, self.memory.item_features, rows, self.device)
 
     def _finite(self) -> bool:
-        tensors = [*self.scorer.parameters(), self.residual.values, self.bias.values]
+        tensors = [*self.scorer.parameters(), *(table.values for table in self.tables.values())]
         return all(bool(tensor.detach().isfinite().all()) for tensor in tensors)
 
     # -- state
@@ -205,6 +226,7 @@ class Learner:
         """A deep copy of all that learning depends on: tensors on the CPU and plain containers."""
         return {
             **self.weights(),
+            "learning": self.averages.weights(),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "generator": self.generator.get_state().clone(),
             "steps": self.steps,
@@ -215,9 +237,8 @@ class Learner:
         """The part of `state_dict` that `Snapshot.build` reads."""
         popularity = self.popularity
         return {
-            "scorer": {name: value.detach().cpu().clone() for name, value in self.scorer.state_dict().items()},
-            "residual": self.residual.state(),
-            "bias": self.bias.state(),
+            "scorer": self.averages.state(),
+            **{name: table.state() for name, table in self.tables.items()},
             "popularity": {
                 "counts": torch.from_numpy(popularity.counts.copy()),
                 "last": torch.from_numpy(popularity.last.copy()),
@@ -230,11 +251,11 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken. Raises `RuntimeError` where its shapes are another model's."""
-        self.scorer.load_state_dict(state["scorer"])
+        self.averages.load(state["scorer"], state["learning"])
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.residual.load(state["residual"])
-        self.bias.load(state["bias"])
+        for name, table in self.tables.items():
+            table.load(state[name])
         self.popularity = popularity_from(state)
         self.calibration = Calibration.from_state(state["calibration"])
         self.values = ValueScale(**state["values"])

@@ -48,8 +48,10 @@ class Step:
     """Item rows of the leaves; None: all, in order."""
     vectors_RD: Tensor
     bias_R: Tensor
+    context_RD: Tensor
+    """What an item adds to its vector in a history."""
     shown_R: Tensor
-    """Where residual and bias were part of the vector: admitted, and not dropped."""
+    """Where residual, context and bias were part of the vector: admitted, and not dropped."""
 
 
 class Objective:
@@ -76,8 +78,8 @@ class Objective:
 
     # -- pieces
 
-    def leaves(self, rows: Tensor | None, target_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Item vectors (R, D) and biases (R,) as leaves, and where the item's own part is in them.
+    def leaves(self, rows: Tensor | None, target_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Item vectors (R, D) and biases (R,) as leaves, where the item's own part is in them, and context (R, D).
 
         With dropout where `target_B` is given: the places among the rows of what is learned.
         """
@@ -95,7 +97,8 @@ class Objective:
         own = shown_R.unsqueeze(1)
         vectors_RD = (contents_RD + own * learner.residual.values[index]).requires_grad_()
         bias_R = (own * learner.bias.values[index]).squeeze(1).requires_grad_()
-        return vectors_RD, bias_R, shown_R
+        context_RD = (own * learner.context.values[index]).requires_grad_()
+        return vectors_RD, bias_R, shown_R, context_RD
 
     def users(
         self, examples: Examples, history: HistoryTensors, vectors_RD: Tensor, features_RK: Tensor, *, training: bool
@@ -170,9 +173,9 @@ class Ranking(Objective):
             lead, offset = self._sample(examples)
             candidates = len(lead)
             rows, target_B, history = self.working_set(examples, lead)
-        vectors_RD, bias_R, shown_R = self.leaves(rows, target_B)
+        vectors_RD, bias_R, shown_R, context_RD = self.leaves(rows, target_B)
         features_RK = learner.features if rows is None else learner.features[rows]
-        user_BV = self.users(examples, history, vectors_RD, features_RK, training=True)
+        user_BV = self.users(examples, history, vectors_RD + context_RD, features_RK, training=True)
         item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
         weight_B = torch.from_numpy(examples.weight_B / max(float(examples.weight_B.sum()), 1e-9)).to(device)
         cold_C, cold_CV = self.cold(examples)
@@ -195,7 +198,7 @@ class Ranking(Objective):
                 allowed[line, first:] = False
             allowed = allowed.scatter(1, torch.where(hidden_BS >= 0, hidden_BS, target_B.unsqueeze(1)), False)
             loss = losses.softmax_ranking(score_BN, target_B, allowed, weights=weight_B)
-        return Step(loss, rows, vectors_RD, bias_R, shown_R)
+        return Step(loss, rows, vectors_RD, bias_R, context_RD, shown_R)
 
     def _sample(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Candidates: the batch's targets and uniform negatives; and −log of how often each is expected among them."""
@@ -286,11 +289,11 @@ class Ranking(Objective):
         # one column a target of its own, so that the sample stays uniform
         rows, target_B, history = self.working_set(examples)
         both = torch.cat((lead, rows))
-        vectors, bias, _ = self.leaves(both)
+        vectors, bias, _, context = self.leaves(both)
         features = learner.features[both]
         n = len(lead)
         history = replace(history, item_BL=history.item_BL + n)
-        user_BV = self.users(examples, history, vectors, features, training=False)
+        user_BV = self.users(examples, history, vectors + context, features, training=False)
         item_RV = learner.scorer.items(vectors, bias, features)
         d = learner.spec.dim
         own_BV = item_RV[target_B + n]
@@ -333,16 +336,16 @@ class Pairs(Objective):
         """Score each example's own item."""
         learner = self.learner
         rows, target_B, history = self.working_set(examples)
-        vectors_RD, bias_R, shown_R = self.leaves(rows, target_B)
+        vectors_RD, bias_R, shown_R, context_RD = self.leaves(rows, target_B)
         features_RK = learner.features[rows]
-        user_BV = self.users(examples, history, vectors_RD, features_RK, training=True)
+        user_BV = self.users(examples, history, vectors_RD + context_RD, features_RK, training=True)
         item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
         user_BV, item_BV = self.told(examples, user_BV, item_RV[target_B])
         if self.head is None:
             score_B = learner.scorer.pairs(user_BV, item_BV)
         else:
             score_B = self.base(examples) + self.head(user_BV[:, : learner.spec.dim], item_BV[:, : learner.spec.dim])
-        return Step(self.loss(examples, score_B), rows, vectors_RD, bias_R, shown_R)
+        return Step(self.loss(examples, score_B), rows, vectors_RD, bias_R, context_RD, shown_R)
 
     def base(self, examples: Examples) -> Tensor:
         """What an auxiliary head's scores are added to, (B,)."""

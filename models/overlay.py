@@ -400,9 +400,12 @@ class Overlay:
         if self._size == 0:
             return snapshot.user_matrix(histories, local)
         rows = np.where(histories.item_BL >= 0, histories.item_BL, 0)
+        vectors_BLD = self._gather(rows, snapshot.vectors_NV[:, : snapshot.d], self._personal)
+        known = rows < snapshot.n_items
+        vectors_BLD[known] += snapshot.context[rows[known]]
         return snapshot.user_matrix(
             histories, local,
-            vectors_BLD=self._gather(rows, snapshot.vectors_NV[:, : snapshot.d], self._personal),
+            vectors_BLD=vectors_BLD,
             features_BLK=self._gather(rows, snapshot.features_NK, self._features),
             profiles=self._profiles,
         )  # fmt: skip

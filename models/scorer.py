@@ -2,10 +2,10 @@
 
     score(u, i) = s_len · ⟨u, e_i⟩ + s_bias · b_i + s_pop · (⟨q_u, P_i⟩ + a_i)   [+ the user's base, for ratings]
 
-e_i is the item's content plus its own residual, b_i its bias; P_i and a_i come from how popular and how old the item
-is, and q_u from how popular and old the user's recent items were. The s are calibration: fitted on events before the
-weights learn from them. Published, an item is [e | b, a, P (, 1)] and a user [s_len u | s_bias, s_pop, s_pop q (,
-base)].
+e_i is the item's content plus its own residual, b_i its bias; u reads e_h plus a context vector of each item h of the
+history; P_i and a_i come from how popular and how old the item is, and q_u from how popular and old the user's recent
+items were. The s are calibration: fitted on events before the weights learn from them. Published, an item is
+[e | b, a, P (, 1)] and a user [s_len u | s_bias, s_pop, s_pop q (, base)].
 
 Shape suffixes: B users or examples, N items, L places of a history, D vector size, E extras, K popularity features.
 """

@@ -117,10 +117,13 @@ class Snapshot:
         met = self.popularity.first[: min(self.n_items, len(state["bias"]["values"]))] >= 0
         self.popularity.advance(self.log.item[start:upto], self.log.weight[start:upto] > 0)
         self.residual = np.zeros((self.n_items, self.d), np.float32)
+        self.context = np.zeros((self.n_items, self.d), np.float32)
+        """What is added to an item's personal part where it stands in a history."""
         self.bias = np.zeros(self.n_items, np.float32)
         known = len(met)
         self.residual[:known] = state["residual"]["values"].numpy()[:known] * met[:, None]
         self.bias[:known] = state["bias"]["values"].numpy()[:known, 0] * met
+        self.context[:known] = state["context"]["values"].numpy()[:known] * met[:, None]
         self.vectors_NV = np.empty((self.n_items, self.dim), np.float32)
         """Published vectors of all item rows; blank rows have some too, but no id."""
         now = self.event_time if self.event_time is not None else 0.0
@@ -155,7 +158,9 @@ class Snapshot:
         rows = inputs.item_BL.numpy()
         if vectors_BLD is None:
             vectors_BLD = (
-                self.vectors_NV[rows, : self.d] if self.n_items else np.zeros((*rows.shape, self.d), np.float32)
+                self.vectors_NV[rows, : self.d] + self.context[rows]
+                if self.n_items
+                else np.zeros((*rows.shape, self.d), np.float32)
             )
         if features_BLK is None:
             features_BLK = (

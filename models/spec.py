@@ -58,7 +58,9 @@ class TrainSpec:
     """Decoupled weight decay of AdamW."""
     dropout: float = 0.3
     """Dropout inside the user tower."""
-    id_dropout: float = 0.1
+    average: float = 0.98
+    """How much of the average that is served stays in each step; 0 serves the weights of the last step."""
+    id_dropout: float = 0.3
     """Share of training steps' items whose id residual is hidden, so that content alone stays useful."""
     encoder_dropout: float = 0.0
     """Dropout inside the encoders of items' modalities."""

@@ -21,9 +21,11 @@ class UserTower(nn.Module):
     """u = p + W₂ GELU(W₁ [LN([p₁ … p_H; n]); f]), with p_h the history's item vectors pooled by attention head h.
 
     p is the mean of the p_h; n stands for the length of the history and f for the user's features. The item vectors are
-    those that are scored (tied), so a new item or a new user works at once. Attention sees the items, how recent each
-    event is by rank and by time, and what was done. Pooling by attention: Ilse, Tomczak & Welling, ICML 2018; tied
-    item vectors: Hidasi & Karatzoglou, "Recurrent neural networks with top-k gains", CIKM 2018.
+    those that are scored (tied), so a new item or a new user works at once, plus what each item says in a history alone
+    (`Learner.context`, nothing at first): that who had i will have j does not say it of who had j. Attention sees the
+    items, how recent each event is by rank and by time, and what was done. Pooling by attention: Ilse, Tomczak &
+    Welling, ICML 2018; tied item vectors: Hidasi & Karatzoglou, "Recurrent neural networks with top-k gains", CIKM
+    2018.
     """
 
     def __init__(self, dim: int, history: int, features: int = 0) -> None:

@@ -149,7 +149,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     for name in ("weight_decay", "replay_ratio", "threads", "full_softmax_items"):
         if not getattr(train, name) >= 0:
             yield f'"{name}" in [train] must be 0 or greater, not {getattr(train, name)}.'
-    for name in ("dropout", "id_dropout", "encoder_dropout", "modality_dropout"):
+    for name in ("dropout", "average", "id_dropout", "encoder_dropout", "modality_dropout"):
         if not 0 <= getattr(train, name) < 1:
             yield f'"{name}" in [train] must be at least 0 and less than 1, not {getattr(train, name)}.'
     for name in ("align", "auxiliary"):
