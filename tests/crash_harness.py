@@ -231,12 +231,12 @@ def _spoil_one_candidate() -> None:
     """Learning that went wrong, the same way in every run: what a refusal takes back must come back after a crash."""
     learn = Learner.learn
 
-    def spoiling(learner: Learner, positions: NDArray[np.int64], **options: Any) -> LearnReport:
-        report = learn(learner, positions, **options)
+    def spoiling(self: Learner, positions: NDArray[np.int64], *, now: float, replay_ratio: float) -> LearnReport:
+        report = learn(self, positions, now=now, replay_ratio=replay_ratio)
         if SPOILED in positions:
-            learner.residual.values.neg_()
-            learner.bias.values.neg_()
-            for weights in learner.scorer.item_popularity.parameters():
+            self.residual.values.neg_()
+            self.bias.values.neg_()
+            for weights in self.scorer.item_popularity.parameters():
                 weights.data.neg_()
         return report
 
