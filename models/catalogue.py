@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.features import FeatureTable
 from models.scorer import Features, Scorer
+from models.spec import ModelSpec
 
 CHUNK = 4096
 """Items encoded at once."""
@@ -26,6 +27,13 @@ def gather(table: FeatureTable, rows: NDArray[np.int64], device: torch.device | 
         vectors, lengths = table.gather(name, rows)
         features[name] = (torch.from_numpy(vectors).to(device), torch.from_numpy(lengths).to(device))
     return features
+
+
+def gather_one(spec: ModelSpec, features: Mapping[str, NDArray[np.float32]]) -> Features:
+    """The same of one item that has these features."""
+    table = FeatureTable(spec.modalities, spec.frames)
+    table.put(0, features)
+    return gather(table, np.zeros(1, np.int64), "cpu")
 
 
 def observe(scorer: Scorer, table: FeatureTable, device: torch.device | str) -> None:
@@ -53,13 +61,6 @@ def same_encoders(one: Scorer, other: Scorer) -> bool:
     mine, theirs = one.state_dict(), other.state_dict()
     names = [name for name in mine if name.startswith(("encoders.", "fusion."))]
     return all(name in theirs and torch.equal(mine[name], theirs[name]) for name in names)
-
-
-def encode_one(scorer: Scorer, features: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    """The fused content (D,) of an item with these features."""
-    table = FeatureTable(scorer.spec.modalities, scorer.spec.frames)
-    table.put(0, features)
-    return np.asarray(encode(scorer, table, np.zeros(1, np.int64), "cpu").numpy()[0])
 
 
 def chosen_rows(gradient_RD: Tensor, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,10 @@ class SumFusion(Fusion):
         """Sum over M."""
         return x_BMD.sum(dim=1)
 
+    def weights(self, x_BMD: Tensor, mask_BM: Tensor) -> Tensor:
+        """(B, M): 1 for each modality that is there."""
+        return mask_BM.to(x_BMD.dtype)
+
 
 class MeanFusion(Fusion):
     """y = Σ_m x_m / |present|: a sum whose size does not grow with the number of modalities; no parameters."""
@@ -36,6 +40,10 @@ class MeanFusion(Fusion):
     def fuse(self, x_BMD: Tensor, mask_BM: Tensor) -> Tensor:
         """Mean over the present of M."""
         return x_BMD.sum(dim=1) / mask_BM.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def weights(self, x_BMD: Tensor, mask_BM: Tensor) -> Tensor:
+        """(B, M): the same for each modality that is there; a row sums to 1, or to 0 where all are missing."""
+        return mask_BM.to(x_BMD.dtype) / mask_BM.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class WeightedFusion(Fusion):
@@ -74,6 +82,11 @@ class ConcatFusion(Fusion):
     def fuse(self, x_BMD: Tensor, mask_BM: Tensor) -> Tensor:
         """Project M·D + M inputs to D."""
         return self.project(torch.cat((x_BMD.flatten(1), mask_BM.to(x_BMD.dtype)), dim=1))  # type: ignore[no-any-return]
+
+    def parts(self, x_BMD: Tensor, mask_BM: Tensor) -> Tensor:
+        """(B, M, D): each modality through its own columns; with b they sum to the result."""
+        added = [x_BMD[:, m] @ self._vector(m).T + self._mask(m) for m in range(self.count)]
+        return torch.where(mask_BM.unsqueeze(-1), torch.stack(added, dim=1), torch.zeros_like(x_BMD))
 
     @torch.no_grad()
     def carry_over(self, old: Fusion, pairs: Sequence[tuple[int, int]]) -> list[str]:

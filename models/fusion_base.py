@@ -35,6 +35,17 @@ class Fusion(nn.Module):
         """The fusion itself; missing modalities are zeros in `x_BMD`."""
         raise NotImplementedError
 
+    def parts(self, x_BMD: Tensor, mask_BM: Tensor) -> Tensor | None:
+        """What each modality adds, (B, M, D), where the result is their sum, or that and a constant; None where
+        modalities do more than add."""
+        present_BMD = torch.where(mask_BM.unsqueeze(-1), x_BMD, torch.zeros_like(x_BMD))
+        weight_BM = self.weights(present_BMD, mask_BM)
+        return None if weight_BM is None else weight_BM.unsqueeze(-1) * present_BMD
+
+    def weights(self, x_BMD: Tensor, mask_BM: Tensor) -> Tensor | None:  # noqa: ARG002
+        """(B, M): how much of each modality is in the sum; None where it is no weighted sum."""
+        return None
+
     by_place: ClassVar[tuple[str, ...]] = ()
     """Parameters whose first dimension is M."""
 

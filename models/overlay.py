@@ -201,17 +201,27 @@ class Overlay:
         self._flush()
         return self._gather(np.arange(self._size), self.snapshot.vectors_NV[:, : self.snapshot.d], self._personal)
 
-    def ablations(self, row: int) -> dict[str, Vectors]:
-        """The personal part (D,) of an item without each of its modalities, and without its own residual (`id`)."""
+    def content_of(self, row: int) -> tuple[dict[str, Vectors], Vectors]:
+        """What an item's personal part is made of: its features by modality, and its own residual (D,)."""
         snapshot = self.snapshot
         own_D = snapshot.residual[row] if row < snapshot.n_items else np.zeros(snapshot.d, np.float32)
         table = self._contents if row in self._attributes else snapshot.item_features
-        parts = {}
-        for name in table.get(row):
-            rest = {other: vector for other, vector in table.get(row).items() if other != name}
-            parts[name] = catalogue.encode_one(snapshot.scorer, rest) + own_D
-        parts["id"] = catalogue.encode_one(snapshot.scorer, table.get(row))
-        return parts
+        return table.get(row), own_D
+
+    def knows_user(self, user_id: str) -> bool:
+        """Whether a user has done anything or has features; everyone else is as the default user."""
+        self._flush()
+        row = self._users.row(user_id)
+        known = self._base(user_id) >= 0
+        if known or row is None:
+            return known
+        return bool(self._log.view(shared_tail=True).tails(np.array([row]))[0] >= 0 or self._profiles.get(row))
+
+    def history(self, user_id: str) -> tuple[Histories, Ints]:
+        """A user's history, one row, and where their features are: what `vectors_of` takes."""
+        self._flush()
+        local, base = self._find_users([user_id])
+        return self._histories(self._log.view(shared_tail=True).tails(local), base), local
 
     def recommend(self, user_id: str, *, k: int, include_seen: bool = False) -> list[dict[str, Any]]:
         """See `models.answers.recommend`."""
@@ -220,10 +230,6 @@ class Overlay:
     def similar(self, item_id: str, *, k: int) -> list[dict[str, Any]] | None:
         """See `models.answers.similar`."""
         return answers.similar(self, item_id, k=k)
-
-    def explain(self, user_id: str, item_id: str) -> dict[str, Any] | None:
-        """See `models.answers.explain`."""
-        return answers.explain(self, user_id, item_id)
 
     def attributes(self, item_id: str) -> dict[str, Any]:
         """What was announced with an item; empty where nothing was."""
@@ -393,10 +399,14 @@ class Overlay:
 
         With `until_B` events of that time or later are left out of their histories.
         """
-        snapshot = self.snapshot
         histories = self._histories(tails, base)
         if until_B is not None:
             histories.item_BL = np.where(histories.time_BL < until_B[:, None], histories.item_BL, -1)
+        return self.vectors_of(histories, local)
+
+    def vectors_of(self, histories: Histories, local: Ints) -> Vectors:
+        """Published vectors (B, V) of users with these histories and the features in these rows, -1 for none."""
+        snapshot = self.snapshot
         if self._size == 0:
             return snapshot.user_matrix(histories, local)
         rows = np.where(histories.item_BL >= 0, histories.item_BL, 0)

@@ -11,7 +11,7 @@ from service.config import Config
 from service.engine import Engine
 from service.errors import NotReady, UnknownId
 from service.learning import Learning
-from service.live import Live
+from service.live import KNOWN_ITEMS, Live
 from service.status import status_of
 
 
@@ -74,10 +74,14 @@ class DaemonApp:
             raise NotReady("No version is served yet.", hint="Wait for the first phase, or see /readyz.")
         found = self._live.similar(item_id, k=k)
         if found is None:
-            raise UnknownId(
-                f"No item is known as {item_id!r}.", hint="Items are known from their announcement or first event on."
-            )
+            raise UnknownId(f"No item is known as {item_id!r}.", hint=KNOWN_ITEMS)
         return found
+
+    def explain(self, user_id: str, item_id: str) -> dict[str, Any]:
+        """What the score of a pair is made of. Raises UnknownId."""
+        if self._live.current is None:
+            raise NotReady("No version is served yet.", hint="Wait for the first phase, or see /readyz.")
+        return self._live.explain(user_id, item_id)
 
     def command(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
         """Hands a verb to learning and waits for its answer."""
@@ -85,7 +89,7 @@ class DaemonApp:
 
 
 class LocalApp:
-    """The champion from disk with nothing running: `similar` and `recommend` still answer."""
+    """The champion from disk with nothing running: `similar`, `recommend` and `explain` still answer."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
@@ -98,7 +102,9 @@ class LocalApp:
         """The `k` items most alike. Raises UnknownId."""
         found = self._live.similar(item_id, k=k)
         if found is None:
-            raise UnknownId(
-                f"No item is known as {item_id!r}.", hint="Items are known from their announcement or first event on."
-            )
+            raise UnknownId(f"No item is known as {item_id!r}.", hint=KNOWN_ITEMS)
         return found
+
+    def explain(self, user_id: str, item_id: str) -> dict[str, Any]:
+        """What the score of a pair is made of. Raises UnknownId."""
+        return self._live.explain(user_id, item_id)

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from service import cli_answers
 from service.cli_errors import SentenceGroup
-from service.cli_output import print_checks, print_mapping, print_ranking, print_rows, print_vectors
-from service.config import Config, load_config
-from service.logs import configure_logs
+from service.cli_options import ConfigOption, DryRunOption, JsonOption, load
+from service.cli_output import print_checks, print_mapping, print_rows
 
 app = typer.Typer(
     cls=SentenceGroup,
@@ -26,25 +26,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", metavar="FILE", envvar="HEADWATER_CONFIG", help="The configuration, a TOML file."),
-]
 FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE…", help="JSONL, CSV or Parquet files of events.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
-KOption = Annotated[int, typer.Option("--k", min=1, max=1000, help="Length of the list.")]
 
 
 def main() -> None:
     """Entry point of the `headwater` program."""
     app()
-
-
-def _load(path: Path | None) -> Config:
-    config = load_config(path)
-    configure_logs(config.log)
-    return config
 
 
 def _version(wanted: bool) -> None:
@@ -110,7 +97,7 @@ def run(
     once: Annotated[bool, typer.Option("--once", help="Stop when everything there is now has been learned.")] = False,
 ) -> None:
     """Run the daemon until it is told to stop."""
-    loaded = _load(config)
+    loaded = load(config)
     from service import daemon
 
     raise typer.Exit(daemon.run(loaded, start=start, once=once))
@@ -137,7 +124,7 @@ def replay(
         raise typer.BadParameter(f"there is no preset {preset!r}; there is textbook.", param_hint="--preset")
     if (preset is None) == (not files):
         raise typer.BadParameter("give either files of events or --preset textbook.", param_hint="FILE…")
-    loaded = _load(config)
+    loaded = load(config)
     if preset is not None:
         from service import textbook
 
@@ -156,7 +143,7 @@ def produce(
     ] = None,
 ) -> None:
     """Send a file's events to the configured topics, creating those that do not exist."""
-    loaded = _load(config)
+    loaded = load(config)
     from service import produce as producing
 
     raise typer.Exit(producing.produce(loaded, files, rate))
@@ -175,7 +162,7 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 @app.command()
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show what the daemon is doing, or what its state says if it is not running."""
-    loaded = _load(config)
+    loaded = load(config)
     from service import control
 
     print_mapping(control.status(loaded), as_json=as_json)
@@ -184,7 +171,7 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 @app.command()
 def versions(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List the checkpoints on disk: what was decided of each, and which is served."""
-    loaded = _load(config)
+    loaded = load(config)
     from service import control
 
     print_rows(control.versions(loaded)["versions"], as_json=as_json, empty="There is no checkpoint yet.")
@@ -199,7 +186,7 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Serve an earlier version's weights again (by default the last champion's) and hold promotion from then on."""
-    loaded = _load(config)
+    loaded = load(config)
     from service import control
 
     print_mapping(control.rollback(loaded, to=to, relearn=relearn, dry_run=dry_run), as_json=as_json)
@@ -213,7 +200,7 @@ def promote(
     as_json: JsonOption = False,
 ) -> None:
     """Serve version N, whatever the judge said of it, and promote automatically again."""
-    loaded = _load(config)
+    loaded = load(config)
     from service import control
 
     print_mapping(control.promote(loaded, version=version, dry_run=dry_run), as_json=as_json)
@@ -222,7 +209,7 @@ def promote(
 @app.command()
 def pause(config: ConfigOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
     """Hold promotion: learning goes on, what is served stays."""
-    loaded = _load(config)
+    loaded = load(config)
     from service import control
 
     print_mapping(control.pause(loaded, dry_run=dry_run), as_json=as_json)
@@ -231,71 +218,13 @@ def pause(config: ConfigOption = None, dry_run: DryRunOption = False, as_json: J
 @app.command()
 def resume(config: ConfigOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
     """Promote candidates that pass again, after `pause` or `rollback`."""
-    loaded = _load(config)
+    loaded = load(config)
     from service import control
 
     print_mapping(control.resume(loaded, dry_run=dry_run), as_json=as_json)
 
 
-@app.command()
-def lookup(
-    kind: Annotated[str, typer.Argument(metavar="items|users", help="Which vectors.")],
-    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Whose.")],
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show vectors as a ranking service reads them from Redis; exit 1 if any is missing."""
-    if kind not in ("items", "users"):
-        raise typer.BadParameter(f"must be items or users, not {kind!r}.", param_hint="items|users")
-    loaded = _load(config)
-    from service import lookup as looking_up
-
-    found = looking_up.lookup(loaded, "items" if kind == "items" else "users", ids)
-    print_vectors(found, as_json=as_json)
-    raise typer.Exit(0 if all(vector["found"] for vector in found) else 1)
-
-
-@app.command()
-def similar(
-    item: Annotated[str, typer.Argument(metavar="ID", help="The item.")],
-    config: ConfigOption = None,
-    k: KOption = 20,
-    as_json: JsonOption = False,
-) -> None:
-    """List the items nearest to one."""
-    answering = _answering(config)
-    print_ranking(answering.similar(item, k), as_json=as_json)
-
-
-@app.command()
-def recommend(
-    user: Annotated[str, typer.Argument(metavar="USER", help="The user; someone unknown gets the default list.")],
-    config: ConfigOption = None,
-    k: KOption = 20,
-    include_seen: Annotated[
-        bool, typer.Option("--include-seen", help="Also the items the user knows already.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """List the best items for a user."""
-    answering = _answering(config)
-    print_ranking(answering.recommend(user, k, include_seen), as_json=as_json)
-
-
-def _answering(path: Path | None) -> Any:
-    """The running daemon, or the champion loaded from disk where none runs: both recommend and know similar items."""
-    loaded = _load(path)
-    from service.errors import NotRunning
-    from service.http_client import DaemonClient
-
-    client = DaemonClient(loaded)
-    try:
-        client.status()
-    except NotRunning:
-        from service import control
-
-        return control.local_app(loaded)
-    return client
+app.add_typer(cli_answers.app)
 
 
 if __name__ == "__main__":

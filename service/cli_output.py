@@ -18,6 +18,21 @@ if TYPE_CHECKING:
 OUTCOME_STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
 SHOWN_VALUES = 6
 
+ITEM_PARTS = {
+    "id": "what was learned of it alone",
+    "bias": "its bias",
+    "popularity": "how popular and old it is",
+    "taste": "how this user weighs that",
+    "base": "the user's mean value",
+    "rest": "all else",
+}
+USER_PARTS = {
+    "anyone": "as for anyone unknown",
+    "mean": "the user's mean value beyond anyone's",
+    "features": "the user's features",
+    "rest": "all else",
+}
+
 
 def print_json(value: Any) -> None:
     """One line of JSON; NaN becomes null and NumPy scalars numbers."""
@@ -58,9 +73,39 @@ def print_ranking(ranking: Sequence[Mapping[str, Any]], *, as_json: bool) -> Non
     else:
         table = _table("", "item", "score", "attributes")
         for rank, entry in enumerate(ranking, 1):
-            attributes = ", ".join(f"{name}: {_plain(value)}" for name, value in (entry["attributes"] or {}).items())
-            table.add_row(str(rank), Text(entry["item_id"]), f"{entry['score']:.4f}", Text(attributes))
+            table.add_row(str(rank), Text(entry["item_id"]), f"{entry['score']:.4f}", Text(_attributes(entry)))
         Console().print(table)
+
+
+def print_explanation(found: Mapping[str, Any], *, as_json: bool) -> None:
+    """The score of a pair taken apart twice; each table adds up to it. `docs/explain.md` says what each line is."""
+    if as_json:
+        print_json(found)
+        return
+    item, user = found["item"], found["user"]
+    pair = f"{found['item_id']} for {found['user_id']}, by version {found['version']}"
+    title = _attributes(found)
+    said = _table("by what the item has", "score")
+    for name, score in item["modalities"].items():
+        said.add_row(Text(f"its {name}"), _signed(score))
+    for name, words in ITEM_PARTS.items():
+        if name in item:
+            said.add_row(words, _signed(item[name]))
+    did = _table("by what the user did", "", "", "", "score")
+    for name, words in USER_PARTS.items():
+        if name in user:
+            did.add_row(words, "", "", "", _signed(user[name]))
+    for event in user["history"]:
+        when = datetime.fromtimestamp(event["time"], UTC)
+        what = " ".join(_plain(event[name]) for name in ("action", "value") if event[name] is not None)
+        did.add_row(Text(event["item_id"]), Text(_attributes(event)), Text(what), _plain(when), _signed(event["score"]))
+    console = Console()
+    console.print(Text(pair + (f" ({title})" if title else "")))
+    for table in (said, did):
+        table.add_section()
+        table.add_row("score", *[""] * (len(table.columns) - 2), _signed(found["score"]), style="bold")
+        console.print()
+        console.print(table)
 
 
 def print_vectors(vectors: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
@@ -93,6 +138,14 @@ def print_checks(checks: Sequence[Check], *, as_json: bool) -> None:
             said.append(f"\n→ {check.hint}", style="italic")
         table.add_row(Text(check.outcome, style=OUTCOME_STYLES[check.outcome]), Text(check.name), said)
     Console().print(table)
+
+
+def _attributes(entry: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}: {_plain(value)}" for name, value in (entry["attributes"] or {}).items())
+
+
+def _signed(score: float) -> str:
+    return f"{score:+.4f}"
 
 
 def _table(*columns: str) -> Table:

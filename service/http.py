@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import msgspec
 from prometheus_client.exposition import choose_encoder
@@ -49,6 +50,9 @@ class App(Protocol):
 
     def similar(self, item_id: str, k: int) -> list[dict[str, Any]]:
         """Nearest first: `item_id`, `score`, `attributes`, without the item itself. Raises `UnknownId`."""
+
+    def explain(self, user_id: str, item_id: str) -> dict[str, Any]:
+        """What the score of a pair is made of. Raises `UnknownId`."""
 
     def command(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
         """Carry out `rollback`, `promote`, `pause` or `resume`, and say what happened."""
@@ -127,6 +131,9 @@ def build_app(app: App, metrics: Metrics, *, namespace: str, token_file: Path | 
     def similar(request: Request) -> Response:
         return Json(app.similar(_id(request), _k(request)))
 
+    def explain(request: Request) -> Response:
+        return Json(app.explain(*_pair(request)))
+
     async def admin(request: Request) -> Response:
         await run_in_threadpool(_authorise, request, token_file)
         name = request.path_params["name"]
@@ -145,6 +152,7 @@ def build_app(app: App, metrics: Metrics, *, namespace: str, token_file: Path | 
         Route("/status", status),
         Route("/recommend/{id:id}", recommend),
         Route("/similar/{id:id}", similar),
+        Route("/explain/{pair:id}", explain),
         Route("/admin/{name}", admin, methods=["POST"]),
     ]
     served = Starlette(
@@ -200,6 +208,16 @@ def _id(request: Request) -> str:
     if identifier := str(request.path_params["id"]):
         return identifier
     raise HTTPException(400, "an id is missing at the end of the path.")
+
+
+def _pair(request: Request) -> tuple[str, str]:
+    """The two ids at the end of the path, as it was sent: a slash within an id is told from the one between them by
+    its encoding."""
+    path = bytes(request.scope["raw_path"]).decode("ascii", "replace")
+    ids = [unquote(part) for part in path.removeprefix("/explain/").split("/")]
+    if len(ids) != 2 or not all(ids):
+        raise HTTPException(400, "the path must end in USER/ITEM; write a slash within an id as %2F.")
+    return ids[0], ids[1]
 
 
 def _k(request: Request) -> int:

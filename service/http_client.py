@@ -54,6 +54,12 @@ class DaemonClient:
         answer: list[dict[str, Any]] = self._ask(f"/similar/{quote(item_id, safe='')}?{urlencode({'k': k})}")
         return answer
 
+    def explain(self, user_id: str, item_id: str) -> dict[str, Any]:
+        """`GET /explain/USER/ITEM`. Raises `UnknownId`."""
+        pair = f"{quote(user_id, safe='')}/{quote(item_id, safe='')}"
+        answer: dict[str, Any] = self._ask(f"/explain/{pair}")
+        return answer
+
     def command(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
         """`POST /admin/NAME` with the configured token. Raises `CommandRefused` with the daemon's reason."""
         answer: dict[str, Any] = self._ask(f"/admin/{name}", body=msgspec.json.encode(dict(args)))

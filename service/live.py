@@ -15,9 +15,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models.explain import explain
 from models.overlay import Overlay
 from models.serving import Snapshot
 from service.arrivals import Arrival, event_batch
+from service.errors import UnknownId
 from streams.events import Interaction, Item, User
 from streams.redis_keys import Pointer
 from streams.sink_types import SinkRefused, SinkUnavailable
@@ -27,6 +29,9 @@ Kind = Literal["items", "users"]
 SINK_TROUBLE = (SinkUnavailable, SinkRefused)
 """What does not stop learning: the sink is away, or refuses (memory, rights, read-only) until a person mends that. Both
 are said, and tried again."""
+
+KNOWN_ITEMS = "Items are known from their announcement or first event on."
+KNOWN_USERS = "Users are known from their first event or features on; everyone else is recommended what anyone is."
 
 
 class VectorSink(Protocol):
@@ -175,3 +180,14 @@ class Live:
         """The `k` items most alike by cosine of the personal part; None if the item is unknown."""
         with self.lock:
             return None if self.current is None else self.current.overlay.similar(item_id, k=k)
+
+    def explain(self, user_id: str, item_id: str) -> dict[str, Any]:
+        """Why a pair scores as it does: see `models.explain`. Raises UnknownId."""
+        with self.lock:
+            overlay = None if self.current is None else self.current.overlay
+            if overlay is not None and not overlay.knows_user(user_id):
+                raise UnknownId(f"No user is known as {user_id!r}.", hint=KNOWN_USERS)
+            found = None if overlay is None else explain(overlay, user_id, item_id)
+        if found is None:
+            raise UnknownId(f"No item is known as {item_id!r}.", hint=KNOWN_ITEMS)
+        return found

@@ -24,7 +24,7 @@ from service.reference import command_sections, documented
 from streams.embedded import free_port
 from streams.redis_keys import Pointer
 
-VERBS = "demo run replay produce doctor status versions rollback promote pause resume lookup similar recommend"
+VERBS = "demo run replay produce doctor status versions rollback promote pause resume lookup similar recommend explain"
 
 
 @pytest.fixture
@@ -158,6 +158,17 @@ class Daemon:
     def similar(self, item_id: str, k: int) -> list[dict[str, Any]]:
         raise UnknownId(f"no item {item_id!r} is known.")
 
+    def explain(self, user_id: str, item_id: str) -> dict[str, Any]:
+        event = {
+            "item_id": "[bold]", "action": "[blue]", "value": 4.5, "time": 1e9, "attributes": {"title": "[green]"},
+            "score": 0.25,
+        }  # fmt: skip
+        return {
+            "user_id": user_id, "item_id": item_id, "version": 3, "score": 1.5, "attributes": {"title": "[red]"},
+            "item": {"modalities": {"[text]": 0.5}, "id": 0.125, "bias": 0.0, "rest": 0.875},
+            "user": {"anyone": 1.0, "history": [event], "rest": -0.0625},
+        }  # fmt: skip
+
     def command(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
@@ -185,3 +196,21 @@ def test_recommend_asks_the_running_daemon(runner: CliRunner, running: Path) -> 
 def test_a_refusal_of_the_daemon_is_one_sentence(runner: CliRunner, running: Path) -> None:
     result = runner.invoke(app, ["similar", "i", "-c", str(running)])
     assert (result.exit_code, result.stderr) == (1, "No item 'i' is known.\n")
+
+
+def test_explain_shows_both_sides_of_a_score(runner: CliRunner, running: Path) -> None:
+    result = runner.invoke(app, ["explain", "ann/1", "one", "--json", "-c", str(running)])
+    assert json.loads(result.stdout)["user_id"] == "ann/1"
+    table = runner.invoke(app, ["explain", "ann/1", "one", "-c", str(running)]).stdout
+    for text in ("one for ann/1, by version 3", "[red]", "[text]", "[bold]", "[blue] 4.5", "[green]", "2001-09-09"):
+        assert text in table
+    for figure in ("+0.5000", "+0.1250", "+0.2500", "-0.0625"):
+        assert figure in table
+    assert table.count("+1.5000") == 2, "each side ends with the score"
+    assert "mean" not in table, "a ranking has no base"
+
+
+def test_explain_without_state_is_one_sentence(runner: CliRunner, tmp_path: Path) -> None:
+    result = runner.invoke(app, ["explain", "u", "i", "-c", str(write_config(tmp_path, "shop", "redis://localhost"))])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "has no version to answer from" in result.stderr

@@ -49,6 +49,10 @@ class Daemon:
         self.asked.append((item_id, k))
         return []
 
+    def explain(self, user_id: str, item_id: str) -> dict[str, Any]:
+        self.asked.append((user_id, item_id))
+        return {"score": np.float64(0.5)}
+
     def command(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
         if args.get("version") == 99:
             raise CommandRefused("there is no version 99.")
@@ -117,7 +121,10 @@ def test_k_has_its_limits(client: httpx.Client, path: str) -> None:
     assert (answer.status_code, "from 1 to 1000" in answer.json()["error"]) == (400, True)
 
 
-@pytest.mark.parametrize("path", ["/recommend/u?include_seen=maybe", "/recommend/", "/similar/"])
+@pytest.mark.parametrize(
+    "path",
+    ["/recommend/u?include_seen=maybe", "/recommend/", "/similar/", "/explain/u", "/explain/u/", "/explain/u/a/b"],
+)
 def test_other_bad_requests(client: httpx.Client, path: str) -> None:
     assert client.get(path).status_code == 400
 
@@ -126,7 +133,9 @@ def test_other_bad_requests(client: httpx.Client, path: str) -> None:
 def test_ids_may_hold_any_character(daemon: Daemon, daemon_client: DaemonClient, identifier: str) -> None:
     daemon_client.recommend(identifier, 5, False)
     daemon_client.similar(identifier, 5)
-    assert daemon.asked == [(identifier, 5, False), (identifier, 5)]
+    daemon_client.explain(identifier, "one")
+    assert daemon_client.explain("ann", identifier) == {"score": 0.5}
+    assert daemon.asked == [(identifier, 5, False), (identifier, 5), (identifier, "one"), ("ann", identifier)]
 
 
 def test_an_unknown_item_is_404_with_a_sentence(client: httpx.Client, daemon_client: DaemonClient) -> None:

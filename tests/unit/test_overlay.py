@@ -174,7 +174,7 @@ def test_recommendations_leave_out_what_the_user_had_and_are_in_order() -> None:
     assert [one["item_id"] for one in overlay.recommend("1", k=3)] == ids[:3]
 
 
-def test_similar_items_and_explanations() -> None:
+def test_similar_items() -> None:
     snapshot, _ = served()
     overlay = Overlay(snapshot)
     alike = overlay.similar("7", k=3)
@@ -182,12 +182,6 @@ def test_similar_items_and_explanations() -> None:
     assert len(alike) == 3
     assert "7" not in [one["item_id"] for one in alike]
     assert overlay.similar("nothing", k=3) is None
-    why = overlay.explain("1", "7")
-    assert why is not None
-    assert sum(why["terms"].values()) == pytest.approx(why["score"], abs=1e-5)
-    assert set(why["parts"]) == {"text", "video", "id"}
-    assert why["score"] == pytest.approx(float(overlay.scores("1")[snapshot.item_row("7")]), abs=1e-5)
-    assert overlay.explain("1", "nothing") is None
 
 
 def test_overlay_of_nothing_bears_everything() -> None:
