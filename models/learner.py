@@ -98,7 +98,7 @@ class Learner:
 
     def _new_optimizer(self) -> torch.optim.AdamW:
         rate, decay = self.train.learning_rate, self.train.weight_decay
-        return torch.optim.AdamW(self.scorer.parameters(), lr=rate, weight_decay=decay, foreach=True)
+        return torch.optim.AdamW(self.scorer.parameters(), lr=rate, weight_decay=decay, fused=True)
 
     # -- learning
 

@@ -78,16 +78,20 @@ class Objective:
 
     # -- pieces
 
-    def leaves(self, rows: Tensor | None, target_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def leaves(
+        self, rows: Tensor | None, target_B: Tensor | None = None, *, contents_RD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Item vectors (R, D) and biases (R,) as leaves, where the item's own part is in them, and context (R, D).
 
-        With dropout where `target_B` is given: the places among the rows of what is learned.
+        With dropout where `target_B` is given: the places among the rows of what is learned. Contents are those of the
+        learner's table unless they are given.
         """
         learner = self.learner
         index = slice(None) if rows is None else rows
         admitted = torch.from_numpy(learner.popularity.first >= 0).to(learner.device)[index]
         shown_R = admitted
-        contents_RD = learner.contents[index]
+        if contents_RD is None:
+            contents_RD = learner.contents[index]
         dropout = 0.0 if target_B is None else learner.train.id_dropout
         if target_B is not None:
             contents_RD = learner.content_steps.disturbed(rows, contents_RD, target_B)
@@ -259,6 +263,9 @@ class Ranking(Objective):
             return
         kept = usable[np.linspace(0, len(usable) - 1, min(CALIBRATED, len(usable))).round().astype(np.int64)]
         popularity, features = learner.popularity.copy(), learner.features.clone()
+        # the table's contents are those of the weights that learn, and not of the averages that are in place
+        lead = self._calibration_items()
+        contents_ND = self._encoded(lead)
         terms: list[Tensor] = []
         targets: list[Tensor] = []
         allowed: list[Tensor] = []
@@ -268,7 +275,7 @@ class Ranking(Objective):
             examples = self.examples(log, chunk, chunk[:0])
             if not len(examples):
                 continue
-            out = self._terms(examples)
+            out = self._terms(examples, lead, contents_ND)
             for part, value in zip((terms, targets, allowed, lengths), out, strict=True):
                 part.append(value)
         learner.popularity, learner.features = popularity, features
@@ -278,18 +285,28 @@ class Ranking(Objective):
             torch.cat(terms), torch.cat(targets), torch.cat(allowed), torch.cat(lengths), weight=len(usable) / len(kept)
         )  # fmt: skip
 
-    def _terms(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Unscaled terms of the scores, targets, allowed candidates and length buckets, over a sample of the items."""
+    def _calibration_items(self) -> Tensor:
+        """All items, or a uniform sample of many."""
+        learner = self.learner
+        items = len(learner.popularity)
+        if items <= CALIBRATION_ITEMS:
+            return torch.arange(items, device=learner.device)
+        return torch.randperm(items, generator=learner.generator, device=learner.device)[:CALIBRATION_ITEMS]
+
+    def _encoded(self, rows: Tensor) -> Tensor:
+        learner = self.learner
+        return catalogue.encode(learner.scorer, learner.memory.item_features, rows.cpu().numpy(), learner.device)
+
+    def _terms(self, examples: Examples, lead: Tensor, contents_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Unscaled terms of the scores, targets, allowed candidates and length buckets, over the items `lead`."""
         learner = self.learner
         items = len(learner.popularity)
         target = torch.from_numpy(examples.item_B).to(learner.device)
-        lead = torch.arange(items, device=learner.device)
-        if items > CALIBRATION_ITEMS:
-            lead = torch.randperm(items, generator=learner.generator, device=learner.device)[:CALIBRATION_ITEMS]
         # one column a target of its own, so that the sample stays uniform
         rows, target_B, history = self.working_set(examples)
         both = torch.cat((lead, rows))
-        vectors, bias, _, context = self.leaves(both)
+        contents = torch.cat((contents_ND, self._encoded(rows)))
+        vectors, bias, _, context = self.leaves(both, contents_RD=contents)
         features = learner.features[both]
         n = len(lead)
         history = replace(history, item_BL=history.item_BL + n)

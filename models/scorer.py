@@ -22,12 +22,14 @@ from models.dropout import Noise
 from models.encoders import FrameEncoder, InputNorm, VectorEncoder
 from models.fusion import FUSIONS
 from models.histories import LENGTHS, HistoryTensors
-from models.popularity import FEATURES
+from models.popularity import FEATURES, HALF_LIVES
 from models.spec import ModelSpec
 from models.user_tower import UserTower
 
 POPULARITY_DIM = 6
 """Size of P_i."""
+SLOW = HALF_LIVES.index(3_000.0)
+"""From this half-life on, the mean of an item's log counts is what a_i starts as."""
 HEAD_WIDTH = 64
 """Width of the `mlp` head's inner layer."""
 SCALES = LENGTHS + 2
@@ -50,6 +52,12 @@ class Scorer(nn.Module):
         self.item_popularity = nn.Sequential(
             nn.Linear(FEATURES, 32), nn.GELU(), nn.Linear(32, 1 + POPULARITY_DIM)
         )  # fmt: skip
+        # a ranking starts as popularity's, to be no worse than it while there is little to learn from
+        self.popular = nn.Linear(FEATURES, 1, bias=False)
+        with torch.no_grad():
+            self.popular.weight.zero_()
+            if spec.objective == "ranking":
+                self.popular.weight[0, SLOW : len(HALF_LIVES)] = 1 / (len(HALF_LIVES) - SLOW)
         self.taste = nn.Sequential(nn.Linear(FEATURES + LENGTHS, 32), nn.GELU(), nn.Linear(32, POPULARITY_DIM))
         self.head = nn.ModuleList()
         if spec.head == "mlp":
@@ -99,7 +107,9 @@ class Scorer(nn.Module):
 
     def items(self, e_ND: Tensor, bias_N: Tensor, features_NK: Tensor) -> Tensor:
         """Published vectors of items, (N, D + E)."""
-        parts = [e_ND, bias_N.unsqueeze(1), self.item_popularity(features_NK)]
+        popularity = self.item_popularity(features_NK)
+        appeal_N1 = popularity[:, :1] + self.popular(features_NK)
+        parts = [e_ND, bias_N.unsqueeze(1), appeal_N1, popularity[:, 1:]]
         if self.spec.objective == "rating":
             parts.append(e_ND.new_ones(len(e_ND), 1))
         return torch.cat(parts, dim=1)

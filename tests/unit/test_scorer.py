@@ -149,6 +149,20 @@ def test_calibration_finds_the_scales_that_made_the_choices() -> None:
     assert calibration.scales[3] == 1.0  # no history of that length was seen
 
 
+def test_calibration_on_a_sample_of_the_candidates_finds_the_scales_of_all_of_them() -> None:
+    draw = torch.Generator().manual_seed(0)
+    terms = torch.randn(2000, 400, 3, generator=draw)
+    truth = torch.tensor([0.4, 1.5, 0.8])
+    target = torch.multinomial((terms @ truth).softmax(1), 1, generator=draw)
+    own = terms.gather(1, target.unsqueeze(2).expand(-1, 1, 3))
+    sample = torch.cat((own, terms[:, :100]), dim=1)
+    allowed = torch.cat((torch.ones_like(target, dtype=torch.bool), torch.arange(100) != target), dim=1)
+    calibration = Calibration()
+    calibration.fit(sample, torch.zeros(2000, dtype=torch.int64), allowed, torch.full((2000,), 2), weight=1.0)
+    # a uniform sample needs no correction (McFadden, "Modelling the choice of residential location", 1978)
+    torch.testing.assert_close(calibration.scales[[2, LENGTHS, LENGTHS + 1]], truth, atol=0.1, rtol=0)
+
+
 def test_user_without_history_or_content_still_gets_a_finite_vector() -> None:
     spec = ModelSpec(dim=4, history=3, modalities={"text": 2})
     scorer = Scorer(spec)
@@ -157,3 +171,16 @@ def test_user_without_history_or_content_still_gets_a_finite_vector() -> None:
     assert users.shape == (2, 4 + scorer.extras)
     assert bool(users.isfinite().all())
     assert not scorer.content({"text": (torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))}).any()
+
+
+def test_a_ranking_starts_as_popularity_and_other_objectives_do_not() -> None:
+    popularity = Popularity.empty()
+    popularity.grow(4)
+    popularity.advance(np.array([1, 2, 2, 3, 3, 3] * 20), np.ones(120, bool))
+    features = torch.from_numpy(popularity.features(np.arange(4), np.zeros(4)))
+    for objective, rises in (("ranking", True), ("rating", False)):
+        scorer = Scorer(ModelSpec(dim=8, objective=objective))  # type: ignore[arg-type]
+        with torch.no_grad():
+            appeal_N = scorer.popular(features)[:, 0]
+        assert bool((appeal_N.diff() > 0).all()) == rises
+        assert (float(appeal_N.abs().max()) > 0) == rises
