@@ -18,7 +18,7 @@ from service.config import Config
 from service.trainer import Trainer
 
 ACTION = "rating"
-"""What every event of a judge's stream is called."""
+"""What every event of a stream is called whose judge does not say."""
 NEVER = -1e9
 """Score of an item that was not announced yet: below every other, and finite."""
 
@@ -42,9 +42,9 @@ class Contender:
     """The daemon's trainer and overlay, driven by a judge."""
 
     def __init__(self, past: Past, config: Config) -> None:
-        modalities = config.model.modalities or {name: rows.shape[1] for name, rows in past.features.items()}
-        config = config.model_copy(update={"model": replace(config.model, modalities=modalities)})
         self.past = past
+        modalities = config.model.modalities or self.modalities()
+        config = config.model_copy(update={"model": replace(config.model, modalities=modalities)})
         self.config = config
         self.trainer = Trainer.fresh(config)
         self.overlay = Overlay(self.trainer.snapshot(version=0))
@@ -54,19 +54,26 @@ class Contender:
         self._announced = np.zeros(past.ni, bool)
         self._to_memory: list[int] = []
         self._row = np.full(past.ni, -1)
+        self._mentioned = np.zeros(past.ni, bool)
+        """Announced, or met in an event."""
         if config.model.objective == "rating":
             self.rate = self._rate  # the judge measures RMSE of whoever has this method
+
+    def modalities(self) -> dict[str, int]:
+        """What the stream tells of items, each with the length of its vectors; for a configuration that names none."""
+        return {name: rows.shape[1] for name, rows in self.past.features.items()}
 
     def event(self, j: int) -> None:
         """Event j is past."""
         self._announce()
+        self._mentioned[self.past.i[j]] = True
         self.overlay.observe(self._batch(j, j + 1))
 
     def row(self, u: int, history: Any, t: float) -> NDArray[np.float64]:  # noqa: ARG002
         """Scores over all items, (ni,)."""
         self._announce()
         scores = self.overlay.scores(str(u))
-        for i in np.flatnonzero(self._row < 0):
+        for i in np.flatnonzero((self._row < 0) & self._mentioned):
             row = self.overlay.item_index(str(i))
             self._row[i] = -1 if row is None else row
         out = np.full(self.past.ni, NEVER)
@@ -103,11 +110,12 @@ class Contender:
     def _batch(self, a: int, b: int) -> EventBatch:
         past = self.past
         users, items = ([str(one) for one in ids[a:b].tolist()] for ids in (past.u, past.i))
-        return EventBatch(users, items, [ACTION] * (b - a), past.v[a:b], past.t[a:b])
+        actions: list[str] | None = getattr(past, "actions", None)  # some judges know of one kind of event only
+        return EventBatch(users, items, actions[a:b] if actions else [ACTION] * (b - a), past.v[a:b], past.t[a:b])
 
     def _announce(self) -> None:
         new = np.flatnonzero(np.isfinite(self.past.announced) & ~self._announced)
-        self._announced[new] = True
+        self._announced[new] = self._mentioned[new] = True
         for i in new.tolist():
             self.overlay.announce(str(i), float(self.past.announced[i]), self._features(i))
         self._to_memory += new.tolist()

@@ -319,7 +319,8 @@ def closure(*, everywhere: bool) -> dict[str, str]:
     With `everywhere`, without what only some platforms need, such as torch's CUDA libraries: that is left to them.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"].values()
+    # `lightfm` is pinned where it is named, and nobody has to have a compiler for it.
+    extras = [texts for extra, texts in project["optional-dependencies"].items() if extra != "lightfm"]
     waiting = [Requirement(text) for texts in (project["dependencies"], *extras) for text in texts]
     found: dict[str, str] = {}
     done: set[tuple[str, str]] = set()

@@ -1,0 +1,109 @@
+"""How good the recommendations are, beside plain methods, other libraries, and ourselves without this or that part.
+
+    python -m benchmarks.quality FOLDER [--limit N] [--only popularity,headwater,…] [--out DIR] [--seed 0]
+
+FOLDER holds events in Headwater's format (`docs/events.md`), in any files that `headwater replay` reads. Everybody is
+tested and then trained on the same stream (`benchmarks.prequential`). Prints a line as soon as each has run; with
+`--out` also writes `quality.md`, `quality.json` and `quality.png`, the recall of each over the phases. A library that
+is not installed is said to be missing: `pip install 'headwater[bench,lightfm]'` brings them all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.baselines import TooManyItemsError
+from benchmarks.entrants import Entry, entries
+from benchmarks.outcome import Outcome
+from benchmarks.prequential import evaluate
+from benchmarks.quality_report import heading, line, markdown, plot
+from benchmarks.stream import Stream
+from service.config import Config
+
+WHOLE = "headwater"
+"""The line that ablations are compared with."""
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="A folder of event files.")],
+    *,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many interactions only.")] = None,
+    only: Annotated[str, typer.Option(help="Names of lines, with commas; all by default.")] = "",
+    out: Annotated[Path | None, typer.Option(help="A folder for quality.md, quality.json and quality.png.")] = None,
+    phases: Annotated[int, typer.Option(min=1, help="Phases after the warm-up.")] = 160,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random of ours.")] = 0,
+) -> None:
+    """Measure and print."""
+    try:
+        stream = Stream.of_folder(folder, limit)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    found = {entry.name: entry for entry in entries(list(stream.features), Config(seed=seed))}
+    names = [name for name in only.split(",") if name] or list(found)
+    if unknown := [name for name in names if name not in found]:
+        raise typer.BadParameter(f"There is no {unknown[0]!r}; there are {', '.join(found)}.")
+    about = f"{len(stream)} events, {stream.users} users, {stream.items} items, {phases} phases"
+    print(about, heading(), sep="\n", flush=True)
+    rows: list[dict[str, Any]] = []
+    whole: Outcome | None = None
+    for name in names:
+        row, outcome = run(found[name], stream, phases=phases)
+        if name == WHOLE:
+            whole = outcome
+        if found[name].kind == "ablation" and whole and outcome:
+            row |= outcome.beside(whole)
+        rows.append(row)
+        print(line(row), flush=True)
+        if out is not None:  # after each line, for the next may take long
+            out.mkdir(parents=True, exist_ok=True)
+            record = {"folder": folder.name, "about": about, "seed": seed, "lines": rows}
+            (out / "quality.json").write_text(json.dumps(_without_nan(record), indent=1) + "\n", encoding="utf-8")
+            (out / "quality.md").write_text(markdown(folder.name, about, rows), encoding="utf-8")
+    if ratio := rating_ratio(rows):
+        print(f"RMSE of headwater-rating is {ratio:.4f} × River's")
+    if out is not None and not plot(out / "quality.png", rows):
+        print("No plot: matplotlib is not installed.", file=sys.stderr)
+
+
+def run(entry: Entry, stream: Stream, *, phases: int) -> tuple[dict[str, Any], Outcome | None]:
+    """One line of the table: `name`, `kind`, `catalogue`, the figures and `recall_by_phase`; or why there is none."""
+    row: dict[str, Any] = {"name": entry.name, "kind": entry.kind, "catalogue": entry.catalogue}
+    if entry.missing:
+        return row | {"left_out": f"the package `{entry.package}` is not installed"}, None
+    started = time.perf_counter()
+    try:
+        with entry.around():
+            outcome = evaluate(
+                stream, entry.make, phases=phases, catalogue=entry.catalogue, ranked_share=entry.ranked_share
+            )
+    except TooManyItemsError as error:
+        return row | {"left_out": str(error)}, None
+    wall_s = time.perf_counter() - started
+    return row | outcome.figures() | {"wall_s": wall_s, "recall_by_phase": outcome.recall_by_phase()}, outcome
+
+
+def rating_ratio(rows: list[dict[str, Any]]) -> float | None:
+    """RMSE of ours over River's, where both ran."""
+    rmse = {row["name"]: row.get("rmse") for row in rows}
+    ours, theirs = rmse.get("headwater-rating"), rmse.get("river")
+    return ours / theirs if ours and theirs else None
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null instead."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,142 @@
+"""The benchmark of quality: who takes part, Headwater without each of its parts, and what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from benchmarks import ablations, quality
+from benchmarks.baselines import Popularity
+from benchmarks.contender import Contender
+from benchmarks.entrants import Entry, entries
+from benchmarks.prequential import Past
+from benchmarks.stream import Stream
+from models.popularity import Popularity as Counts
+from models.spec import ModelSpec, TrainSpec
+from service.config import Config
+from tests.benchmark_samples import past_of, told, write_folder
+
+SMALL = Config(model=ModelSpec(dim=4, history=3), train=TrainSpec(batch=16, threads=1))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path)
+
+
+@pytest.fixture
+def stream(folder: Path) -> Stream:
+    return Stream.of_folder(folder)
+
+
+# -- ours, whole and in parts
+
+
+def test_a_table_names_what_can_take_part() -> None:
+    names = [entry.name for entry in entries(["text", "image"], SMALL)]
+    assert len(names) == len(set(names))
+    assert {"headwater", "headwater-rating", "river", "without-ids", "without-text", "without-image"} <= set(names)
+    assert not {"content-mean", "without-content"} & {entry.name for entry in entries([], SMALL)}
+
+
+def learned(contender: Contender, past: Past, events: int) -> Contender:
+    """In two phases: scales are fitted from the second on."""
+    for a, b in ((0, events // 2), (events // 2, events)):
+        told(contender, past, b).train(a, b)
+    return contender
+
+
+def built(stream: Stream, part: str) -> Iterator[tuple[Contender, Past]]:
+    """A contender without a part that has learned the stream, while the part is away."""
+    past = past_of(stream)
+    make = partial(ablations.without(part, list(stream.features)), config=SMALL)
+    with ablations.taken_away(part):
+        yield learned(make(past), past, len(stream)), past
+
+
+@pytest.mark.parametrize("part", [*ablations.PLAIN, "text"])
+def test_a_part_is_away_in_learning_and_in_serving(stream: Stream, part: str) -> None:
+    for contender, past in built(stream, part):
+        learner = contender.trainer.learner
+        scores = np.array([contender.row(user, [], float(stream.t[-1])) for user in range(past.nu)])
+        gone = {
+            "content": lambda: not learner.spec.modalities,  # noqa: B023
+            "text": lambda: list(learner.spec.modalities) == ["image"],  # noqa: B023
+            "ids": lambda: not any(table.values.any() for table in learner.tables.values()),  # noqa: B023
+            "history": lambda: bool((scores == scores[0]).all()),  # noqa: B023
+            "replay": lambda: contender.config.train.replay_ratio == 0,  # noqa: B023
+            "popularity": lambda: not contender.overlay.snapshot.features_NK.any(),  # noqa: B023
+            "calibration": lambda: bool((learner.calibration.scales == 1).all()),  # noqa: B023
+        }
+        assert gone[part]()
+
+
+def test_everything_is_there_in_the_whole_and_after_a_part_was_away(stream: Stream) -> None:
+    for part in ablations.PATCHES:
+        for _ in built(stream, part):
+            pass
+    past = past_of(stream)
+    contender = learned(Contender(past, SMALL), past, len(stream))
+    learner = contender.trainer.learner
+    scores = np.array([contender.row(user, [], float(stream.t[-1])) for user in range(past.nu)])
+    assert all(table.values.any() for table in learner.tables.values())
+    assert contender.overlay.snapshot.features_NK.any()
+    assert not (learner.calibration.scales == 1).all()
+    assert not (scores == scores[0]).all()
+    assert Counts.features.__module__ == "models.popularity"
+
+
+# -- other libraries
+
+
+@pytest.mark.parametrize("name", ["river", "implicit", "lightfm"])
+def test_another_library_takes_part(stream: Stream, name: str) -> None:
+    pytest.importorskip(name)
+    entry = next(entry for entry in entries(["text"], SMALL) if entry.name == name)
+    row, outcome = quality.run(entry, stream, phases=4)
+    assert outcome is not None
+    assert 0 <= row["recall"] <= 1
+    assert ("rmse" in row) == (name == "river")
+
+
+def test_a_missing_library_is_said(stream: Stream) -> None:
+    entry = Entry(name="x", kind="library", make=Popularity, catalogue="seen", package="no_such_package")
+    row, outcome = quality.run(entry, stream, phases=4)
+    assert outcome is None
+    assert "no_such_package" in row["left_out"]
+
+
+# -- the command
+
+
+def run_cli(*arguments: str) -> Any:
+    app = typer.Typer()
+    app.command()(quality.main)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_the_table_is_printed_and_written(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run_cli(str(folder), "--only", "popularity,content-mean", "--phases", "5", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    written = json.loads((out / "quality.json").read_text(encoding="utf-8"))
+    assert [line["name"] for line in written["lines"]] == ["popularity", "content-mean"]
+    assert len(written["lines"][0]["recall_by_phase"]) == 5
+    page = (out / "quality.md").read_text(encoding="utf-8")
+    assert f"| popularity | seen | {written['lines'][0]['recall']:.4f} |" in page
+    assert "popularity " in result.output
+    assert (out / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_line_is_refused_with_the_known_ones(folder: Path) -> None:
+    result = run_cli(str(folder), "--only", "popularty")
+    assert result.exit_code == 2
+    assert "popularity" in result.output
