@@ -169,6 +169,8 @@ class Learner:
                         rate=factor * self.train.learning_rate, decay=self.train.weight_decay, keep=self._keep,
                     )  # fmt: skip
             if self.scorer.fusion is not None:
+                if step.cold_C is not None and step.cold_CD is not None and step.cold_CD.grad is not None:
+                    gradient_RD = gradient_RD.index_add(0, step.cold_C, step.cold_CD.grad)
                 self.content_steps.backward(step.rows, gradient_RD)
         return float(step.loss.detach())
 

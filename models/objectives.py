@@ -52,6 +52,11 @@ class Step:
     """What an item adds to its vector in a history."""
     shown_R: Tensor
     """Where residual, context and bias were part of the vector: admitted, and not dropped."""
+    cold_C: Tensor | None = None
+    """Places among the rows of targets that nobody had touched then …"""
+    cold_CD: Tensor | None = None
+    """… and their contents, as leaves: all that they were, so the encoders learn from them what becomes of such items,
+    and not only that the untouched are what nobody took."""
 
 
 class Objective:
@@ -135,16 +140,16 @@ class Objective:
         place[rows] = torch.arange(len(rows), device=device)
         return rows, place[target_B], replace(history, item_BL=place[history.item_BL])
 
-    def cold(self, examples: Examples, start: int = 0) -> tuple[Tensor, Tensor]:
-        """Examples from `start` on whose target was cold then, and the vectors that it had."""
+    def cold(self, examples: Examples, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Examples from `start` on whose target was cold then, the vectors that it had, and its contents as leaves."""
         learner = self.learner
         numbers = start + np.flatnonzero(examples.cold_B[start:])
         item = examples.item_B[numbers]
         age_s = examples.time_B[numbers] - learner.memory.announced[item]
         features = torch.from_numpy(learner.popularity.never_seen(age_s)).to(learner.device)
-        content = learner.contents[torch.from_numpy(item).to(learner.device)]
+        content = learner.contents[torch.from_numpy(item).to(learner.device)].requires_grad_()
         vectors = learner.scorer.items(content, content.new_zeros(len(item)), features)
-        return torch.from_numpy(numbers).to(learner.device), vectors
+        return torch.from_numpy(numbers).to(learner.device), vectors, content
 
 
 class Ranking(Objective):
@@ -182,7 +187,7 @@ class Ranking(Objective):
         user_BV = self.users(examples, history, vectors_RD + context_RD, features_RK, training=True)
         item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
         weight_B = torch.from_numpy(examples.weight_B / max(float(examples.weight_B.sum()), 1e-9)).to(device)
-        cold_C, cold_CV = self.cold(examples)
+        cold_C, cold_CV, cold_CD = self.cold(examples)
         hidden_from, hidden_BN = self._hidden(examples, rows, candidates)
         hidden_BS = self._own(examples, rows, candidates)
         if learner.spec.head == "dot":
@@ -202,7 +207,7 @@ class Ranking(Objective):
                 allowed[line, first:] = False
             allowed = allowed.scatter(1, torch.where(hidden_BS >= 0, hidden_BS, target_B.unsqueeze(1)), False)
             loss = losses.softmax_ranking(score_BN, target_B, allowed, weights=weight_B)
-        return Step(loss, rows, vectors_RD, bias_R, context_RD, shown_R)
+        return Step(loss, rows, vectors_RD, bias_R, context_RD, shown_R, target_B[cold_C], cold_CD)
 
     def _sample(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Candidates: the batch's targets and uniform negatives; and −log of how often each is expected among them."""
@@ -406,7 +411,7 @@ class Click(Pairs):
     def told(self, examples: Examples, user_BV: Tensor, item_BV: Tensor) -> tuple[Tensor, Tensor]:
         """Only a positive admits an item and is counted, so a replayed example is scored as cold where it was, and
         leaves the popularity part alone."""
-        cold_C, cold_CV = self.cold(examples, examples.fresh)
+        cold_C, cold_CV, _ = self.cold(examples, examples.fresh)
         item_BV = item_BV.index_put((cold_C,), cold_CV)
         counts_V = torch.arange(item_BV.shape[1], device=item_BV.device) > self.learner.spec.dim
         fixed_BV = counts_V & (torch.arange(len(item_BV), device=item_BV.device) >= examples.fresh).unsqueeze(1)

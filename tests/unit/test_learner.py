@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -142,6 +143,23 @@ def test_sampled_softmax_learns_a_catalogue_too_large_for_the_full_one() -> None
     for _ in range(6):
         last = learner.learn(np.arange(300), now=0.0, replay_ratio=0.0).loss
     assert last < first - 0.3
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["full", "sampled"])
+@pytest.mark.parametrize("head", ["dot", "mlp"])
+def test_a_first_interaction_teaches_the_encoders_what_is_wanted(head: Literal["dot", "mlp"], full: bool) -> None:
+    spec = ModelSpec(dim=8, history=5, modalities={"text": 2}, head=head)
+    memory = Memory(spec, ACTIONS)
+    # nothing but what is taken has content, so that nothing else can have taught the encoder
+    for n in range(40):
+        memory.announce(f"i{n}", 0.0, {"text": np.array([1, -1], np.float32)} if n == 7 else {})
+    train = TrainSpec(full_softmax_items=1_000 if full else 10, weight_decay=0.0, dropout=0.0, actions=ACTIONS)
+    memory.append(EventBatch(["u"], ["i7"], ["view"], np.array([np.nan], np.float32), np.array([1.0])))
+    learner = Learner(spec, train, memory, seed=0)
+    before = [one.detach().clone() for one in learner.scorer.encoders.parameters()]
+    learner.learn(np.arange(1), now=1.0, replay_ratio=0.0)
+    after = list(learner.scorer.encoders.parameters())
+    assert any(not torch.equal(one, now) for one, now in zip(before, after, strict=True))
 
 
 @pytest.mark.slow
