@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks import ablations
-from benchmarks.baselines import ContentMean, DecayedPopularity, ItemKnn, Popularity
+from benchmarks.baselines import ContentMean, DecayedPopularity, ItemKnn, Means, Popularity
 from benchmarks.contender import Contender
 from benchmarks.outcome import Catalogue
 from benchmarks.peers import ImplicitAls, LightFm, RiverBiasedMf
@@ -54,6 +54,7 @@ def entries(modalities: list[str], config: Config) -> Iterator[Entry]:
     yield _plain("item-knn-fresh", partial(ItemKnn, refit=0))
     if modalities:
         yield replace(_plain("content-mean", ContentMean), catalogue="announced")
+    yield replace(_plain("means", Means), ranked_share=0.0)
     yield _library("river", RiverBiasedMf, "river")
     yield _library("lightfm", LightFm, "lightfm")
     yield _library("implicit", ImplicitAls, "implicit")

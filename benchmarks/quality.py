@@ -66,8 +66,8 @@ def main(
             record = {"folder": folder.name, "about": about, "seed": seed, "lines": rows}
             (out / "quality.json").write_text(json.dumps(_without_nan(record), indent=1) + "\n", encoding="utf-8")
             (out / "quality.md").write_text(markdown(folder.name, about, rows), encoding="utf-8")
-    if ratio := rating_ratio(rows):
-        print(f"RMSE of headwater-rating is {ratio:.4f} × River's")
+    for name, ratio in rating_ratios(rows).items():
+        print(f"RMSE of headwater-rating is {ratio:.4f} × that of {name}")
     if out is not None and not plot(out / "quality.png", rows):
         print("No plot: matplotlib is not installed.", file=sys.stderr)
 
@@ -89,11 +89,11 @@ def run(entry: Entry, stream: Stream, *, phases: int) -> tuple[dict[str, Any], O
     return row | outcome.figures() | {"wall_s": wall_s, "recall_by_phase": outcome.recall_by_phase()}, outcome
 
 
-def rating_ratio(rows: list[dict[str, Any]]) -> float | None:
-    """RMSE of ours over River's, where both ran."""
-    rmse = {row["name"]: row.get("rmse") for row in rows}
-    ours, theirs = rmse.get("headwater-rating"), rmse.get("river")
-    return ours / theirs if ours and theirs else None
+def rating_ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """RMSE of ours over that of each other line that has one."""
+    rmse = {row["name"]: row["rmse"] for row in rows if "rmse" in row}
+    ours = rmse.pop("headwater-rating", None)
+    return {name: ours / other for name, other in rmse.items()} if ours else {}
 
 
 def _without_nan(value: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.baselines import ContentMean, DecayedPopularity, ItemKnn, Popularity
+from benchmarks.baselines import ContentMean, DecayedPopularity, ItemKnn, Means, Popularity
 from benchmarks.outcome import Outcome
 from benchmarks.prequential import Past, evaluate
 from benchmarks.stream import Stream
@@ -160,6 +160,16 @@ def test_popularity_counts_and_decays() -> None:
     past = past_of(stream)
     scores = told(DecayedPopularity(past, half_life=1), past, 5).row(0, [], 0.0)
     assert scores[1] / scores[0] == pytest.approx((1 + 1 / 2) / (1 / 4 + 1 / 8 + 1 / 16))
+
+
+def test_means_are_shrunken_and_say_nothing_of_who_is_new() -> None:
+    stream = replace(columns([(0, 0), (1, 1), (0, 1)]), v=np.array([4.0, 2.0, np.nan], np.float32))
+    past = past_of(stream)
+    means = told(Means(past), past, 3)
+    item = -1.0 / 26  # 2 is 1 below the mean of 4 and 2
+    user = (-1.0 - item) / 11
+    assert means.rate(1, 1, [], 0.0) == pytest.approx(3 + item + user)
+    assert means.rate(0, 0, [], 0.0) == pytest.approx(3.0)  # what came first was the mean itself
 
 
 def test_item_knn_is_shrunken_cosine_of_users_in_common() -> None:

@@ -136,6 +136,18 @@ def test_the_table_is_printed_and_written(folder: Path, tmp_path: Path) -> None:
     assert (out / "quality.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_errors_are_compared_with_everyone_who_foresees_values(folder: Path) -> None:
+    stream = Stream.of_folder(folder)
+    lines = [
+        quality.run(entry, stream, phases=3)[0]
+        for entry in entries([], SMALL)
+        if entry.name in ("popularity", "means", "headwater-rating")
+    ]
+    rmse = {line["name"]: line["rmse"] for line in lines if "rmse" in line}
+    assert "popularity" not in rmse
+    assert quality.rating_ratios(lines) == {"means": rmse["headwater-rating"] / rmse["means"]}
+
+
 def test_an_unknown_line_is_refused_with_the_known_ones(folder: Path) -> None:
     result = run_cli(str(folder), "--only", "popularty")
     assert result.exit_code == 2
