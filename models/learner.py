@@ -256,6 +256,8 @@ class Learner:
         self.averages.load(state["scorer"], state["learning"])
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        for group in self.optimizer.param_groups:  # moments are of the state, settings of the configuration
+            group.update(lr=self.train.learning_rate, weight_decay=self.train.weight_decay)
         for name, table in self.tables.items():
             table.load(state[name])
         self.popularity = popularity_from(state)

@@ -207,6 +207,15 @@ def promote(
 
 
 @app.command()
+def promote_shadow(config: ConfigOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
+    """Serve what the shadow has learned, go on learning from it, and promote automatically again."""
+    loaded = load(config)
+    from service import control
+
+    print_mapping(control.promote_shadow(loaded, dry_run=dry_run), as_json=as_json)
+
+
+@app.command()
 def pause(config: ConfigOption = None, dry_run: DryRunOption = False, as_json: JsonOption = False) -> None:
     """Hold promotion: learning goes on, what is served stays."""
     loaded = load(config)

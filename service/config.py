@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -33,6 +33,7 @@ from service.config_tables import (
     PromotionConfig,
     PublishConfig,
     RedisConfig,
+    ShadowConfig,
 )
 from service.errors import ConfigError, SecretError
 
@@ -47,13 +48,20 @@ __all__ = [
     "PromotionConfig",
     "PublishConfig",
     "RedisConfig",
+    "ShadowConfig",
     "config_digest",
     "load_config",
     "read_secret",
+    "shadow_of",
 ]
 
 TOPOLOGIES = ("sentinel", "cluster")
 ENV_PREFIX = "HEADWATER__"
+SHARED_WITH_SHADOW = {
+    "model": ("objective", "modalities", "frames", "user_features"),
+    "train": ("actions", "device", "threads"),
+}
+"""What the shadow cannot have otherwise."""
 SEE = "Every key is described in docs/configuration.md."
 
 
@@ -100,6 +108,7 @@ class Config(BaseSettings):
     train: Annotated[TrainSpec, BeforeValidator(_decode_json)] = TrainSpec()
     evaluate: EvaluateConfig = EvaluateConfig()
     promotion: PromotionConfig = PromotionConfig()
+    shadow: ShadowConfig = ShadowConfig()
     publish: PublishConfig = PublishConfig()
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
@@ -118,7 +127,7 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if problems := list(_contradictions(self)):
+        if problems := [*_contradictions(self), *_of_the_shadow(self)]:
             # The sentences go through as data: a template would choke on braces in a user's names.
             raise PydanticCustomError("contradiction", "{text}", {"text": "\n".join(problems)})
         return self
@@ -168,6 +177,34 @@ def _contradictions(config: Config) -> Iterator[str]:
     schemes = ("redis://", "rediss://", "unix://", *(f"{r}+{t}://" for r in ("redis", "rediss") for t in TOPOLOGIES))
     if not config.redis.url.startswith(schemes):
         yield f'"url" in [redis] must start with one of {", ".join(schemes)}.'
+
+
+def shadow_of(config: Config) -> Config | None:
+    """The configuration of the shadow, None where `[shadow]` is empty. Raises `ValidationError` for its keys and
+    values, which a `Config` has been checked for."""
+    shadow = config.shadow
+    if not shadow.model and not shadow.train:
+        return None
+    model = TypeAdapter(ModelSpec).validate_python({**asdict(config.model), **_decode_json(shadow.model)})
+    train = TypeAdapter(TrainSpec).validate_python({**asdict(config.train), **_decode_json(shadow.train)})
+    return config.model_copy(update={"model": model, "train": train, "shadow": ShadowConfig()})
+
+
+def _of_the_shadow(config: Config) -> Iterator[str]:
+    """What is wrong with the shadow alone."""
+    for table, shared in SHARED_WITH_SHADOW.items():
+        for key in getattr(config.shadow, table):
+            if key in shared:
+                yield f'"{key}" in [shadow.{table}] cannot differ from [{table}]: the two share events and memory.'
+    try:
+        other = shadow_of(config)
+    except ValidationError as error:
+        yield from (f"in [shadow]: {sentence}" for sentence in describe(Config, error))
+        return
+    known = set(_contradictions(config))
+    for problem in _contradictions(other) if other else ():
+        if problem not in known:
+            yield problem.replace("[model", "[shadow.model").replace("[train", "[shadow.train")
 
 
 def load_config(path: Path | str | None, overrides: Mapping[str, Any] | None = None) -> Config:

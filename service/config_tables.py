@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -137,6 +137,15 @@ class PromotionConfig(Table):
     """Held-out events that the test needs; earlier windows are pooled until there are enough."""
     windows: Count = 8
     """Held-out windows that are pooled at most."""
+
+
+class ShadowConfig(Table):
+    """A second configuration that learns on the same stream, for comparison; off while both tables are empty."""
+
+    model: Mapping[str, Any] = Field(default_factory=dict)
+    """Keys of `[model]` that the shadow has otherwise, but for `objective`, modalities and user features."""
+    train: Mapping[str, Any] = Field(default_factory=dict)
+    """Keys of `[train]` that the shadow has otherwise, but for `actions`, `device` and `threads`."""
 
 
 class PublishConfig(Table):

@@ -54,6 +54,11 @@ def promote(config: Config, *, version: int, dry_run: bool) -> dict[str, Any]:
     return _command(config, "promote", {"version": version, "dry_run": dry_run})
 
 
+def promote_shadow(config: Config, *, dry_run: bool) -> dict[str, Any]:
+    """Serve what the shadow has learned, and learn on from there."""
+    return _command(config, "promote-shadow", {"dry_run": dry_run})
+
+
 def pause(config: Config, *, dry_run: bool) -> dict[str, Any]:
     """Hold promotion."""
     return _hold(config, "pause", interventions.pause, dry_run=dry_run)

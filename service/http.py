@@ -55,7 +55,7 @@ class App(Protocol):
         """What the score of a pair is made of. Raises `UnknownId`."""
 
     def command(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Carry out `rollback`, `promote`, `pause` or `resume`, and say what happened."""
+        """Carry out `rollback`, `promote`, `promote-shadow`, `pause` or `resume`, and say what happened."""
 
 
 class Rollback(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -74,12 +74,18 @@ class Promote(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Pause(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Body of `POST /admin/pause` and `/admin/resume`."""
+    """Body of `POST /admin/pause`, `/admin/resume` and `/admin/promote-shadow`."""
 
     dry_run: bool = False
 
 
-COMMANDS: dict[str, type[msgspec.Struct]] = {"rollback": Rollback, "promote": Promote, "pause": Pause, "resume": Pause}
+COMMANDS: dict[str, type[msgspec.Struct]] = {
+    "rollback": Rollback,
+    "promote": Promote,
+    "promote-shadow": Pause,
+    "pause": Pause,
+    "resume": Pause,
+}
 
 
 class IdConvertor(Convertor[str]):

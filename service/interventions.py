@@ -19,6 +19,7 @@ from service.hold import Hold
 from service.live import Kind
 from service.manifest import CheckpointFacts, Manifest
 from service.model_changes import has_other_inputs, settings
+from service.trainer import State
 
 log = structlog.get_logger(__name__)
 
@@ -30,11 +31,13 @@ def carry_out(engine: Engine, name: str, args: Mapping[str, Any]) -> dict[str, A
         return rollback(engine, to=args.get("to"), relearn=bool(args.get("relearn", False)), dry_run=dry_run)
     if name == "promote":
         return promote(engine, version=int(args["version"]), dry_run=dry_run)
+    if name == "promote-shadow":
+        return promote_shadow(engine, dry_run=dry_run)
     if name == "pause":
         return pause(engine.hold, dry_run=dry_run)
     if name == "resume":
         return resume(engine.hold, dry_run=dry_run)
-    raise CommandRefused(f"{name!r} is no verb.", hint="There are rollback, promote, pause and resume.")
+    raise CommandRefused(f"{name!r} is no verb.", hint="There are rollback, promote, promote-shadow, pause and resume.")
 
 
 def rollback(engine: Engine, *, to: int | None, relearn: bool, dry_run: bool) -> dict[str, Any]:
@@ -81,6 +84,31 @@ def promote(engine: Engine, *, version: int, dry_run: bool) -> dict[str, Any]:
     return {**said, "version": new, "published": not engine.unpublished}
 
 
+def promote_shadow(engine: Engine, *, dry_run: bool) -> dict[str, Any]:
+    """Serves what the shadow has learned, goes on learning from it, and lets promotion go on."""
+    shadow = engine.trainer.shadow
+    if shadow is None:
+        raise CommandRefused("There is no shadow.", hint="Say in [shadow] what one would have otherwise.")
+    if shadow.model != engine.config.model:
+        raise CommandRefused(
+            "The shadow's [model] is another than the one that is served, and its weights do not fit there.",
+            hint="Replay what is to be learned with that [model] into another state_dir, and run on from it.",
+        )
+    champion = _champion(engine)
+    said = {"verb": "promote-shadow", "from": champion, "promotion": "on", "dry_run": dry_run}
+    if dry_run:
+        return said
+    reason = f"The shadow was promoted by hand over version {champion}."
+    version = _serve(engine, engine.trainer.with_shadow(), reason=reason, relearn=True)
+    engine.hold.release()
+    return {
+        **said,
+        "version": version,
+        "published": not engine.unpublished,
+        "next": "Move the keys of [shadow.train] into [train]: learning goes on with those of [train].",
+    }
+
+
 def pause(hold: Hold, *, dry_run: bool) -> dict[str, Any]:
     """Holds promotion from the next phase on; learning goes on."""
     if not dry_run:
@@ -98,16 +126,29 @@ def resume(hold: Hold, *, dry_run: bool) -> dict[str, Any]:
 def serve_again(engine: Engine, target: int, *, reason: str, rolled_back: bool = False, relearn: bool = False) -> int:
     """Saves and publishes the weights of `target` over today's catalogue, histories and deletions; returns the new
     version."""
+    trainer_state = engine.trainer.with_weights_of(engine.trainer_state(target))
+    return _serve(engine, trainer_state, reason=reason, weights_of=target, rolled_back=rolled_back, relearn=relearn)
+
+
+def _serve(
+    engine: Engine,
+    trainer_state: State,
+    *,
+    reason: str,
+    weights_of: int | None = None,
+    rolled_back: bool = False,
+    relearn: bool = False,
+) -> int:
+    """Saves `trainer_state` as a version of its own and publishes it; with `relearn`, learning goes on from it."""
     assert engine.parent is not None
     assert engine.manifest is not None
     latest = engine.manifest
-    trainer_state = engine.trainer.with_weights_of(engine.trainer_state(target))
     version = engine.store.allot(1 if engine.publisher is None else engine.publisher.least_version())
     facts = CheckpointFacts(
         created_at=engine.clock(),
         decision="promoted",
         reason=reason,
-        weights_of=target,
+        weights_of=weights_of,
         rolled_back=rolled_back,
         **_of_today(engine, latest),
     )
@@ -123,7 +164,7 @@ def serve_again(engine: Engine, target: int, *, reason: str, rolled_back: bool =
         engine.go_on_from(manifest, trainer_state)
     snapshot = engine.trainer.snapshot(version=version, state=trainer_state)
     engine.publish(snapshot, latest.offsets, latest.watermark)
-    log.info("serving an earlier version's weights", version=version, weights_of=target, reason=reason)
+    log.info("serving other weights by hand, or to mend Redis", version=version, weights_of=weights_of, reason=reason)
     return version
 
 

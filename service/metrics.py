@@ -70,6 +70,12 @@ class Metrics:
         self.quality = self._gauge(
             "quality", "Quality on held-out events at the last judgement, of each contender.", "metric", "who"
         )
+        self.shadow_change = self._gauge(
+            "shadow_change",
+            "Quality of the shadow relative to another's over the last windows: change, and its bounds low and high.",
+            "against",
+            "figure",
+        )
         self.prequential = self._gauge(
             "prequential", "Quality on the last phase's events, measured before learning from them.", "metric"
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from models.carry_over import carry_over, same_inputs
 from models.spec import ModelSpec, TrainSpec
-from service.config import Config, config_digest
+from service.config import Config, config_digest, shadow_of
 from service.errors import StateError
 
 TABLES = ("modalities", "frames", "user_features")
@@ -25,7 +25,9 @@ def plain_spec(spec: ModelSpec | TrainSpec) -> dict[str, Any]:
 
 def settings(config: Config) -> dict[str, Any]:
     """What a manifest says of the configuration."""
-    spec = {"model": plain_spec(config.model), "train": plain_spec(config.train)}
+    spec: dict[str, Any] = {"model": plain_spec(config.model), "train": plain_spec(config.train)}
+    if (shadow := shadow_of(config)) is not None:
+        spec["shadow"] = {"model": plain_spec(shadow.model), "train": plain_spec(shadow.train)}
     return {"config_digest": config_digest(config), "spec": spec}
 
 

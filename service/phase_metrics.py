@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 
 from models.memory import Memory
 from service.metrics import Metrics
@@ -28,12 +29,17 @@ def count_phase(metrics: Metrics, line: PhaseLine, verdict: Verdict | None, memo
     if (loss := line.metrics.get("learn_loss")) is not None:
         metrics.learn_loss.set(loss)
     for name, value in line.metrics.items():
-        if value is not None and not name.startswith(("gate_", "learn_")):
+        if value is not None and not name.startswith(("gate_", "learn_", "shadow_")):
             metrics.prequential.labels(metric=name).set(value)
     for who in ("candidate", "champion", "popularity", "decayed_popularity"):
         value = line.metrics.get(f"gate_{who}")
         if value is not None:
             metrics.quality.labels(metric="gate", who=who).set(value)
+    if (score := line.metrics.get("shadow_score")) is not None:
+        metrics.quality.labels(metric="gate", who="shadow").set(score)
+    for who, name in product(("candidate", "champion"), ("change", "low", "high")):
+        if (value := line.metrics.get(f"shadow_{who}_{name}")) is not None:
+            metrics.shadow_change.labels(against=who, figure=name).set(value)
 
 
 def time_phase(metrics: Metrics, line: PhaseLine, stages: Mapping[str, float]) -> None:

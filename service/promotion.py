@@ -163,6 +163,35 @@ class Gate:
         )
 
 
+def compare(
+    scores: Floats,
+    reference: Floats,
+    users: NDArray[np.int64],
+    pooled: Sequence[Pooled],
+    *,
+    windows: int,
+    confidence: float,
+) -> tuple[dict[str, float], list[Pooled]]:
+    """How `scores` do against a `reference` on the same events, over the last `windows` windows; decides nothing.
+
+    Returns `events`, how many that are, `change`, the mean difference relative to the reference, and its one-sided
+    bounds `low` and `high`, each at `confidence`, as far as they can be computed; and the windows to keep, newest
+    first.
+    """
+    if not (len(scores) and np.isfinite(scores).all() and np.isfinite(reference).all()):
+        return {}, list(pooled)
+    kept = [_relative_differences(scores, reference, users), *pooled][:windows]
+    sample = {key: torch.cat([window[key] for window in kept]) for key in kept[0]}
+    negative = {**sample, "sums": -sample["sums"]}
+    figures = _finite(
+        events=_events(sample),
+        change=_mean(sample),
+        low=-_upper(negative, confidence),
+        high=_upper(sample, confidence),
+    )
+    return figures, kept
+
+
 def _passed(
     slug: str, reason: str, metrics: dict[str, float], newest: list[Pooled], kept: list[Pooled], hold: bool
 ) -> Verdict:

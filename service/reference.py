@@ -118,7 +118,15 @@ def _kind(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " or ".join(f'`"{value}"`' for value in get_args(annotation))
     arguments = [argument for argument in get_args(annotation) if argument is not type(None)]
-    simple = {int: "whole number", float: "number", str: "text", Path: "path", datetime: "time", bool: "true or false"}
+    simple: dict[Any, str] = {
+        Any: "value",
+        int: "whole number",
+        float: "number",
+        str: "text",
+        Path: "path",
+        datetime: "time",
+        bool: "true or false",
+    }
     if annotation in simple:
         return simple[annotation]
     if len(arguments) == 2:

@@ -202,7 +202,7 @@ def summarise(lines: Sequence[PhaseLine], *, skip: int = 0) -> dict[str, Any]:
         total = sum(metrics[weight] or 0.0 for metrics in counted)
         names = {name for metrics in counted for name in metrics if name.startswith("cold_") == bool(suffix)}
         for name in sorted(names - {"ranked", "sampled", "cold_events"}):
-            if total and not name.startswith(("gate_", "learn_")):
+            if total and not name.startswith(("gate_", "learn_", "shadow_")):
                 means[name] = sum((m.get(name) or 0.0) * (m[weight] or 0.0) for m in counted) / total
     decisions = {decision: len(list(group)) for decision, group in groupby(sorted(line.decision for line in lines))}
     learn_s = sum(line.stages.get("learn", 0.0) + line.stages.get("judge", 0.0) for line in lines)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from models.spec import TrainSpec
 from service.config import Config
 from service.model_changes import check_fits
 from service.promotion import Gate, Pooled, Verdict, Window
+from service.shadow import Shadow
 
 State = dict[str, Any]
 """Tensors and plain containers only."""
@@ -44,13 +45,16 @@ class Attempt:
     """Log positions that were new to the learner: the last phase's held-out share and this one's first events."""
     held_out: range
     threads: int
+    shadow: dict[str, float] = field(default_factory=dict)
+    """Figures of the shadow, where there is one."""
 
     @property
     def metrics(self) -> dict[str, float]:
         """What learning says of itself, for `phases.jsonl`."""
         if self.report is None or not self.report.steps:
-            return {}
+            return dict(self.shadow)
         return {
+            **self.shadow,
             "learn_loss": self.report.loss,
             "learn_new": float(self.report.new),
             "learn_replayed": float(self.report.replayed),
@@ -74,6 +78,8 @@ class Trainer:
         self._pooled: list[Pooled] = []
         self._held_out = range(0)
         self._champion: State | None = None
+        self.shadow = Shadow.beside(config, memory)
+        """A second configuration that learns the same, None where there is none."""
         self._like: list[Snapshot] = []
         """The champion's and the candidate's last snapshots: contents are encoded once for each of the two."""
 
@@ -100,6 +106,7 @@ class Trainer:
             "learner": self.learner.state_dict(),
             "pooled": self._pooled,
             "held_out": [self._held_out.start, self._held_out.stop],
+            **({} if self.shadow is None else {"shadow": self.shadow.state_dict()}),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -107,6 +114,8 @@ class Trainer:
         self.learner.load_state_dict(state["learner"])
         self._pooled = list(state["pooled"])
         self._held_out = range(*state["held_out"])
+        if self.shadow is not None:
+            self.shadow.load(state.get("shadow"), state["learner"], alike=self.shadow.model == self._config.model)
 
     # 3. Learn
 
@@ -126,6 +135,8 @@ class Trainer:
             with torch_threads(threads):
                 now = float(self.memory.log.view(shared_tail=True).time[fresh.start : fresh.stop].max())
                 attempt.report = self.learner.learn(np.asarray(learned), now=now, replay_ratio=replay_ratio)
+                if self.shadow is not None:
+                    self.shadow.learn(learned, now=now, replay_ratio=replay_ratio)
             self._held_out = held_out
         return attempt
 
@@ -158,6 +169,8 @@ class Trainer:
             self.memory.quarantine(attempt.learned)
         with torch_threads(attempt.threads):
             self.learner.pass_over(attempt.learned.stop, values=not poison)
+            if poison and self.shadow is not None:
+                self.shadow.take_back(poison=True)
 
     def _window(self, attempt: Attempt) -> Window:
         assert attempt.report is not None
@@ -178,8 +191,12 @@ class Trainer:
                 champion = held_out.by_model(snapshot)
                 self._like = [snapshot]
             self._like = [*self._like[:1], candidate]
+            scores = held_out.by_model(candidate)
+            if self.shadow is not None:
+                others = {"candidate": scores, "champion": champion}
+                attempt.shadow = self.shadow.compare(held_out, others, upto)
             return Window(
-                candidate=held_out.by_model(candidate),
+                candidate=scores,
                 champion=champion,
                 popularity=held_out.by_popularity(candidate, len(HALF_LIVES) - 1),
                 decayed_popularity=held_out.by_popularity(candidate, DECAYED),
@@ -206,6 +223,14 @@ class Trainer:
     def crown(self, state: State) -> None:
         """The state of the version that is served from now on."""
         self._champion = state["learner"]
+
+    def with_shadow(self) -> State:
+        """Today's state with the shadow's weights, optimizer and scales in place of the learner's own; the shadow goes
+        on beside it, compared anew. Only for a shadow of the same `[model]`."""
+        assert self.shadow is not None
+        state = self.state_dict()
+        shadow = {**state["shadow"], "windows": {}}
+        return {**state, "learner": self.shadow.learner.state_dict(), "shadow": shadow}
 
     def check_fits(self, spec: Mapping[str, Any]) -> None:
         """Raises StateError if another checkpoint's weights have other shapes than these."""

@@ -142,6 +142,8 @@ def place_on(feed: Feed, directory: Path, *, broker: str, redis_url: str) -> Pla
         phase={"max_events": MAX_EVENTS, "max_wait_s": 3600.0},
         model={"history": 5},
         train={"batch": 32, "learning_rate": 0.03, "replay_ratio": 0.5},
+        # a shadow's weights and figures have to come back just the same
+        shadow={"train": {"learning_rate": 0.01, "replay_ratio": 1.0}, "model": {"fusion": "sum"}},
         evaluate={"k": 10, "max_per_phase": 60},
         promotion={"tolerance": 0.0, "confidence": 0.6, "min_events": 50},
         publish={"buckets": 4, "keep_versions": 2},

@@ -24,7 +24,10 @@ from service.reference import command_sections, documented
 from streams.embedded import free_port
 from streams.redis_keys import Pointer
 
-VERBS = "demo run replay produce doctor status versions rollback promote pause resume lookup similar recommend explain"
+VERBS = (
+    "demo run replay produce doctor status versions rollback promote promote-shadow pause resume "
+    "lookup similar recommend explain"
+)
 
 
 @pytest.fixture

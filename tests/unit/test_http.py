@@ -188,6 +188,8 @@ def test_without_a_token_file_admin_verbs_are_off(daemon: Daemon, metrics: Metri
         ("rollback", b"{", 400),
         ("promote", b"", 400),
         ("promote", b'{"version": 99}', 409),
+        ("promote-shadow", b'{"dry_run": true}', 200),
+        ("promote-shadow", b'{"version": 3}', 400),
         ("destroy", b"", 404),
     ],
 )
