@@ -236,11 +236,17 @@ def _spoil_one_candidate() -> None:
     def spoiling(self: Learner, positions: NDArray[np.int64], *, now: float, replay_ratio: float) -> LearnReport:
         report = learn(self, positions, now=now, replay_ratio=replay_ratio)
         if SPOILED in positions:
-            self.residual.values.neg_()
-            self.bias.values.neg_()
-            for weights in self.scorer.item_popularity.parameters():
-                weights.data.neg_()
+            turn(self)
+            with self.averages.in_place():  # what is served, and so judged
+                turn(self)
         return report
+
+    def turn(self: Learner) -> None:
+        self.residual.values.neg_()
+        self.bias.values.neg_()
+        for module in (self.scorer.item_popularity, self.scorer.popular):
+            for weights in module.parameters():
+                weights.data.neg_()
 
     Learner.learn = spoiling  # type: ignore[method-assign]
 
