@@ -101,7 +101,13 @@ def _command(config: Config, name: str, args: Mapping[str, Any]) -> dict[str, An
 
 def _command_without_daemon(config: Config, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
     with StateDirectory.open(config.state_dir, config.namespace) as state, redis_sink(config) as sink:
-        engine = Engine(config=config, state=state, metrics=Metrics(CollectorRegistry()), clock=time.time)
+        engine = Engine(
+            config=config,
+            state=state,
+            metrics=Metrics(CollectorRegistry()),
+            clock=time.time,
+            adopt_shadow=name == "promote-shadow",
+        )
         engine.publisher = Publisher(
             sink=sink,
             live=Live(),
@@ -114,5 +120,6 @@ def _command_without_daemon(config: Config, name: str, args: Mapping[str, Any]) 
         )
         if not args.get("dry_run"):
             engine.publisher.claim()
-            reconcile(engine)
+            if not engine.adopted:  # else what is served does not fit `[model]`, and is about to be replaced
+                reconcile(engine)
         return carry_out(engine, name, args)

@@ -25,7 +25,7 @@ from service.intent import Intent, IntentFile
 from service.live import SINK_TROUBLE
 from service.manifest import CheckpointFacts, Manifest
 from service.metrics import Metrics
-from service.model_changes import carried_over, settings
+from service.model_changes import carried_over, settings, shadow_in_place
 from service.phase_log import Decision, PhaseLine, PhaseLog
 from service.phase_metrics import count_phase, time_phase
 from service.prequential import CHUNK, measure
@@ -46,8 +46,21 @@ HOLD = "hold"
 class Engine:
     """Opened on a state directory, it is where the last checkpoint left off."""
 
-    def __init__(self, *, config: Config, state: StateDirectory, metrics: Metrics, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        config: Config,
+        state: StateDirectory,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        adopt_shadow: bool = False,
+    ) -> None:
+        """With `adopt_shadow`, a checkpoint of another `[model]` is opened with what its shadow learned, where that
+        fits."""
         self.config = config
+        self._adopt_shadow = adopt_shadow
+        self.adopted = False
+        """The weights are those of the last checkpoint's shadow; what is served has another `[model]`."""
         torch.set_num_threads(training_threads(config.train))  # also for what is computed between phases
         self.state = state
         self.metrics = metrics
@@ -101,12 +114,16 @@ class Engine:
     def _restore(self, version: int) -> None:
         checkpoint = self.store.load(version)
         self.manifest = checkpoint.manifest
-        state = carried_over(self.config, checkpoint.state["trainer"], checkpoint.manifest.spec)
+        state, self.adopted = checkpoint.state["trainer"], False
+        if self._adopt_shadow and (adopted := shadow_in_place(self.config, state, checkpoint.manifest.spec)):
+            state, self.adopted = adopted, True
+        else:
+            state = carried_over(self.config, state, checkpoint.manifest.spec)
         self.maxima = {(topic, partition): at for topic, partition, at in checkpoint.state["maxima"]}
         segments: dict[str, Any] = dict(checkpoint.segments)
         event_ids = segments.pop(SEGMENT, ())
         champion = self.store.champion()
-        champion_state = None if champion is None else self.trainer_state(champion)
+        champion_state = None if champion is None or self.adopted else self.trainer_state(champion)
         self.trainer = Trainer.restore(self.config, state, segments, champion_state)
         for kind, forget in (("items", self.trainer.memory.forget_item), ("users", self.trainer.memory.forget_user)):
             for one in self.tombstones.pending(kind, checkpoint.manifest):  # type: ignore[arg-type]

@@ -87,25 +87,28 @@ def promote(engine: Engine, *, version: int, dry_run: bool) -> dict[str, Any]:
 def promote_shadow(engine: Engine, *, dry_run: bool) -> dict[str, Any]:
     """Serves what the shadow has learned, goes on learning from it, and lets promotion go on."""
     shadow = engine.trainer.shadow
-    if shadow is None:
+    if shadow is None and not engine.adopted:
         raise CommandRefused("There is no shadow.", hint="Say in [shadow] what one would have otherwise.")
-    if shadow.model != engine.config.model:
+    if shadow is not None and shadow.model != engine.config.model:
         raise CommandRefused(
             "The shadow's [model] is another than the one that is served, and its weights do not fit there.",
-            hint="Replay what is to be learned with that [model] into another state_dir, and run on from it.",
+            hint="Stop the daemon, move the keys of [shadow.model] and [shadow.train] into [model] and [train], "
+            "run `headwater promote-shadow` again, and start it.",
         )
     champion = _champion(engine)
     said = {"verb": "promote-shadow", "from": champion, "promotion": "on", "dry_run": dry_run}
     if dry_run:
         return said
     reason = f"The shadow was promoted by hand over version {champion}."
-    version = _serve(engine, engine.trainer.with_shadow(), reason=reason, relearn=True)
+    state = engine.trainer.state_dict() if engine.adopted else engine.trainer.with_shadow()
+    version = _serve(engine, state, reason=reason, relearn=True)
     engine.hold.release()
+    advice = "Move the keys of [shadow.train] into [train]: learning goes on with those of [train]."
     return {
         **said,
         "version": version,
         "published": not engine.unpublished,
-        "next": "Move the keys of [shadow.train] into [train]: learning goes on with those of [train].",
+        **({} if engine.adopted else {"next": advice}),
     }
 
 

@@ -72,6 +72,23 @@ def carried_over(config: Config, state: Mapping[str, Any], spec: Mapping[str, An
     return {**state, "learner": carry_over(state["learner"], _saved(config, spec), config.model, seed=config.seed)}
 
 
+def shadow_in_place(config: Config, state: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A trainer's state with its shadow's weights as the main learner's, for a `[model]` that the main learner's do
+    not fit and the shadow's do; None otherwise. What was judged of the old ones is left out."""
+    if "shadow" not in state or "shadow" not in spec or _fits(config, spec) or not _fits(config, spec["shadow"]):
+        return None
+    kept = {name: value for name, value in state.items() if name != "shadow"}
+    return carried_over(config, {**kept, "learner": state["shadow"]["learner"], "pooled": []}, spec["shadow"])
+
+
+def _fits(config: Config, spec: Mapping[str, Any]) -> bool:
+    try:
+        check_fits(config, spec)
+    except StateError:
+        return False
+    return True
+
+
 def _saved(config: Config, spec: Mapping[str, Any]) -> ModelSpec:
     saved = spec.get("model", {})
     return replace(config.model, **{name: saved[name] for name in TABLES if name in saved})

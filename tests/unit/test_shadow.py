@@ -20,7 +20,7 @@ from service.checkpoints import CheckpointStore
 from service.config import Config, ShadowConfig, load_config
 from service.config_tables import EvaluateConfig, PhaseConfig, PromotionConfig
 from service.engine import Engine
-from service.errors import CommandRefused, ConfigError
+from service.errors import CommandRefused, ConfigError, StateError
 from service.interventions import carry_out
 from service.live import Live
 from service.metrics import Metrics
@@ -213,11 +213,13 @@ def latest_state(config: Config) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(config: Config) -> Iterator[tuple[Engine, MemorySink]]:
+def opened(config: Config, *, adopt_shadow: bool = False) -> Iterator[tuple[Engine, MemorySink]]:
     """An engine that publishes into memory."""
     sink = MemorySink(MemoryStore(clock=time.time))
     with StateDirectory.open(config.state_dir, config.namespace) as state:
-        engine = Engine(config=config, state=state, metrics=Metrics(CollectorRegistry()), clock=time.time)
+        engine = Engine(
+            config=config, state=state, metrics=Metrics(CollectorRegistry()), clock=time.time, adopt_shadow=adopt_shadow
+        )  # fmt: skip
         engine.publisher = Publisher(
             sink=sink, live=Live(), fast_path=None, store=engine.store, config=config.publish,
             metrics=engine.metrics, clock=time.time, writer=state.identity.state_id,
@@ -275,6 +277,42 @@ def test_promoted_by_hand_it_is_served_and_learned_on_from(tmp_path: Path) -> No
         manifest = engine.manifest
         assert manifest is not None
         assert manifest.parent == said["version"]
+
+
+def test_one_of_another_model_is_promoted_once_the_configuration_says_so(tmp_path: Path) -> None:
+    config = config_of(tmp_path, OTHER_MODEL)
+    learn(tmp_path, config, last=180)
+    learned = latest_state(config)["shadow"]["learner"]
+    moved = config_of(tmp_path, shadow=None).model_copy(
+        update={"model": ModelSpec(history=3, modalities={"text": 2}, **OTHER_MODEL.model)}
+    )
+    with pytest.raises(StateError, match=r"\[model\] dim is 6"), opened(moved):
+        pass
+    with opened(moved, adopt_shadow=True) as (engine, sink):
+        before = engine.store.champion()
+        said = carry_out(engine, "promote-shadow", {})
+        pointer = sink.pointer()
+        assert pointer is not None
+        assert pointer.version == said["version"] == engine.store.champion() == engine.store.latest()
+        assert (said["from"], "next" in said) == (before, False)
+        assert_same(latest_state(moved)["learner"], learned)
+        with pytest.raises(StateError, match="dim is 6"):
+            carry_out(engine, "rollback", {"to": before})
+    # from now on it is a state like any other, and there is nothing more to adopt
+    learn(tmp_path, moved, last=240)
+    with opened(moved, adopt_shadow=True) as (engine, _):
+        assert not engine.adopted
+        assert engine.trainer.learner.steps > learned["steps"]
+        with pytest.raises(CommandRefused, match="no shadow"):
+            carry_out(engine, "promote-shadow", {})
+
+
+def test_a_model_that_neither_has_is_still_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, OTHER_MODEL)
+    learn(tmp_path, config, last=60)
+    neither = config.model_copy(update={"model": ModelSpec(dim=5, history=3, modalities={"text": 2})})
+    with pytest.raises(StateError, match="dim is 5"), opened(neither, adopt_shadow=True):
+        pass
 
 
 @pytest.mark.parametrize(("shadow", "words"), [(None, "no shadow"), (OTHER_MODEL, r"\[model\] is another")])
