@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,14 @@ def write_config(directory: Path, namespace: str, redis: str) -> Path:
         f'[redis]\nurl = "{redis}"\n[http]\nport = {free_port()}\n'
     )
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_others_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verbs run in this process, where clients of brokers that other tests share go on logging."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("kafka."):
+            monkeypatch.setattr(logging.getLogger(name), "disabled", True)
 
 
 def test_help_names_every_verb(runner: CliRunner) -> None:
