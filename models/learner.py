@@ -27,7 +27,8 @@ from models.examples import Examples
 from models.histories import ValueScale
 from models.item_tables import RowTable
 from models.memory import Memory
-from models.objectives import AUXILIARY, OBJECTIVES, Objective
+from models.objective import Objective
+from models.objectives import AUXILIARY, OBJECTIVES
 from models.popularity import FEATURES, Popularity
 from models.sampling import replay_positions
 from models.scorer import Scorer

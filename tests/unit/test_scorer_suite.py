@@ -16,7 +16,8 @@ from models.examples import Examples
 from models.fusion import FUSIONS
 from models.learner import Learner, LearnReport
 from models.memory import EventBatch, Memory
-from models.objectives import OBJECTIVES, Step
+from models.objective import Step
+from models.objectives import OBJECTIVES
 from models.overlay import Overlay
 from models.serving import Snapshot
 from models.spec import ModelSpec, TrainSpec

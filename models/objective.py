@@ -1,0 +1,139 @@
+# ruff: noqa: N815 (shape suffixes)
+"""What every objective is: which events are its examples, and a loss over vectors whose gradients the learner spends.
+
+Shape suffixes: B examples, R rows of a step, L places of a history, D vector size, V length of published vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models import catalogue
+from models.event_log import LogView
+from models.examples import Examples
+from models.histories import HistoryTensors
+from models.scorer import SCALES
+
+if TYPE_CHECKING:
+    from models.learner import Learner
+
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class Step:
+    """The forward pass of one step: its loss, and the leaves whose gradients belong to item rows."""
+
+    loss: Tensor
+    rows: Tensor | None
+    """Item rows of the leaves; None: all, in order."""
+    vectors_RD: Tensor
+    bias_R: Tensor
+    context_RD: Tensor
+    """What an item adds to its vector in a history."""
+    shown_R: Tensor
+    """Where residual, context and bias were part of the vector: admitted, and not dropped."""
+    cold_C: Tensor | None = None
+    """Places among the rows of targets that nobody had touched then …"""
+    cold_CD: Tensor | None = None
+    """… and their contents, as leaves: all that they were, so the encoders learn from them what becomes of such items,
+    and not only that the untouched are what nobody took."""
+
+
+class Objective:
+    """What the objectives share: how examples become published vectors."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+
+    def usable(self, log: LogView, positions: Ints) -> Ints:
+        """Which of these events are examples."""
+        return positions[(log.weight[positions] > 0) & (log.item[positions] >= 0) & (log.user[positions] >= 0)]
+
+    def examples(self, log: LogView, fresh: Ints, replayed: Ints) -> Examples:
+        """Those of the new and of the replayed events that are usable."""
+        fresh, replayed = self.usable(log, fresh), self.usable(log, replayed)
+        return Examples.build(log, self.learner.popularity, fresh, replayed, self.learner.spec.history)
+
+    def calibrate(self, log: LogView, positions: Ints) -> None:
+        """Fit the scales on events that are about to be learned; nothing unless it ranks."""
+
+    def forward(self, examples: Examples) -> Step:
+        """The loss of one step."""
+        raise NotImplementedError
+
+    # -- pieces
+
+    def leaves(
+        self, rows: Tensor | None, target_B: Tensor | None = None, *, contents_RD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Item vectors (R, D) and biases (R,) as leaves, where the item's own part is in them, and context (R, D).
+
+        With dropout where `target_B` is given: the places among the rows of what is learned. Contents are those of the
+        learner's table unless they are given.
+        """
+        learner = self.learner
+        index = slice(None) if rows is None else rows
+        admitted = torch.from_numpy(learner.popularity.first >= 0).to(learner.device)[index]
+        shown_R = admitted
+        if contents_RD is None:
+            contents_RD = learner.contents[index]
+        dropout = 0.0 if target_B is None else learner.train.id_dropout
+        if target_B is not None:
+            contents_RD = learner.content_steps.disturbed(rows, contents_RD, target_B)
+        if dropout > 0:
+            kept = torch.rand(len(admitted), generator=learner.generator, device=learner.device) >= dropout
+            shown_R = admitted & kept
+        own = shown_R.unsqueeze(1)
+        vectors_RD = (contents_RD + own * learner.residual.values[index]).requires_grad_()
+        bias_R = (own * learner.bias.values[index]).squeeze(1).requires_grad_()
+        context_RD = (own * learner.context.values[index]).requires_grad_()
+        return vectors_RD, bias_R, shown_R, context_RD
+
+    def users(
+        self, examples: Examples, history: HistoryTensors, vectors_RD: Tensor, features_RK: Tensor, *, training: bool
+    ) -> Tensor:
+        """Published user vectors of the examples, (B, V); `history` holds indices into the given rows."""
+        learner = self.learner
+        profiles = None
+        if learner.spec.user_features:
+            profiles = catalogue.gather(learner.memory.user_features, examples.user_B, learner.device)
+        base = learner.values.shrunken_mean(examples.histories).astype(np.float32)
+        # the weights learn unscaled: scales are put on top of them when served, and would only be learned around
+        scales = torch.ones(SCALES, device=learner.device)
+        return learner.scorer.users(
+            vectors_RD[history.item_BL], features_RK[history.item_BL], history, scales, profiles=profiles,
+            base_B=torch.from_numpy(base).to(learner.device),
+            dropout=learner.train.dropout if training else 0.0, generator=learner.generator if training else None,
+        )  # fmt: skip
+
+    def working_set(self, examples: Examples, extra: Tensor | None = None) -> tuple[Tensor, Tensor, HistoryTensors]:
+        """Rows that a step reads; the targets' and the histories' places among them. `extra` rows come first."""
+        device = self.learner.device
+        history = examples.histories.tensors(self.learner.values, device)
+        target_B = torch.from_numpy(examples.item_B).to(device)
+        parts = [target_B, history.item_BL.flatten()]
+        lead = extra if extra is not None else target_B[:0]
+        rest = torch.unique(torch.cat(parts))
+        rest = rest[~torch.isin(rest, lead)]
+        rows = torch.cat((lead, rest))
+        place = torch.empty(int(rows.max()) + 1, dtype=torch.int64, device=device)
+        place[rows] = torch.arange(len(rows), device=device)
+        return rows, place[target_B], replace(history, item_BL=place[history.item_BL])
+
+    def cold(self, examples: Examples, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Examples from `start` on whose target was cold then, the vectors that it had, and its contents as leaves."""
+        learner = self.learner
+        numbers = start + np.flatnonzero(examples.cold_B[start:])
+        item = examples.item_B[numbers]
+        age_s = examples.time_B[numbers] - learner.memory.announced[item]
+        features = torch.from_numpy(learner.popularity.never_seen(age_s)).to(learner.device)
+        content = learner.contents[torch.from_numpy(item).to(learner.device)].requires_grad_()
+        vectors = learner.scorer.items(content, content.new_zeros(len(item)), features)
+        return torch.from_numpy(numbers).to(learner.device), vectors, content

@@ -1,0 +1,55 @@
+"""What objectives of one pair of user and item at a time share: each example's own item is scored, and no other.
+
+Shape suffixes: B examples, R rows of a step, D vector size, K popularity features, V length of published vectors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from models.examples import Examples
+from models.objective import Objective, Step
+
+if TYPE_CHECKING:
+    from models.learner import Learner
+
+
+class Pairs(Objective):
+    """Objectives of one pair of user and item at a time.
+
+    The score is the model's own, or, where they are auxiliary, that of a `head` of their own.
+    """
+
+    def __init__(self, learner: Learner, head: nn.Module | None = None) -> None:
+        super().__init__(learner)
+        self.head = head
+
+    def forward(self, examples: Examples) -> Step:
+        """Score each example's own item."""
+        learner = self.learner
+        rows, target_B, history = self.working_set(examples)
+        vectors_RD, bias_R, shown_R, context_RD = self.leaves(rows, target_B)
+        features_RK = learner.features[rows]
+        user_BV = self.users(examples, history, vectors_RD + context_RD, features_RK, training=True)
+        item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
+        user_BV, item_BV = self.told(examples, user_BV, item_RV[target_B])
+        if self.head is None:
+            score_B = learner.scorer.pairs(user_BV, item_BV)
+        else:
+            score_B = self.base(examples) + self.head(user_BV[:, : learner.spec.dim], item_BV[:, : learner.spec.dim])
+        return Step(self.loss(examples, score_B), rows, vectors_RD, bias_R, context_RD, shown_R)
+
+    def base(self, examples: Examples) -> Tensor:
+        """What an auxiliary head's scores are added to, (B,)."""
+        return torch.zeros(len(examples), device=self.learner.device)
+
+    def told(self, examples: Examples, user_BV: Tensor, item_BV: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """The vectors without what would give the answer away: counts say nothing about values."""
+        return user_BV, item_BV
+
+    def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
+        """The loss of these scores."""
+        raise NotImplementedError

@@ -1,0 +1,220 @@
+"""The objective `ranking`: which item a user takes next, and how far each term of the score is to be trusted in it.
+
+Shape suffixes: B examples, R rows of a step, D vector size, V length of published vectors, N candidates, T terms of a
+score, S items that a user had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import catalogue, losses
+from models.event_log import LogView
+from models.examples import Examples, seen_before
+from models.full_softmax import FullSoftmax
+from models.objective import Ints, Objective, Step
+from models.sampling import uniform_negatives
+
+CALIBRATED = 192
+"""Most events of a block that the scales are fitted on."""
+CALIBRATION_CHUNKS = 4
+CALIBRATION_ITEMS = 1_000
+"""Most candidates that they are ranked among."""
+MLP_NEGATIVES = 256
+"""Most negatives of a step where a network scores each pair."""
+
+
+class Ranking(Objective):
+    """Softmax of the next item among all that are announced by then and new to the user, or a sample of them."""
+
+    def examples(self, log: LogView, fresh: Ints, replayed: Ints) -> Examples:
+        """Positive events, without repeats unless they are to be learned."""
+        fresh, replayed = self.usable(log, fresh), self.usable(log, replayed)
+        both = np.concatenate((fresh, replayed))
+        seen_BS = seen_before(log, both)
+        if not self.learner.train.repeats:
+            new = ~(seen_BS == log.item[both][:, None]).any(1)
+            fresh, replayed, seen_BS = fresh[new[: len(fresh)]], replayed[new[len(fresh) :]], seen_BS[new]
+        return Examples.build(
+            log, self.learner.popularity, fresh, replayed, self.learner.spec.history, seen_BS=seen_BS
+        )  # fmt: skip
+
+    def forward(self, examples: Examples) -> Step:
+        """The whole catalogue where it is small, else in-batch and uniform negatives."""
+        learner = self.learner
+        device, train = learner.device, learner.train
+        everything = len(learner.popularity) <= train.full_softmax_items and learner.spec.head == "dot"
+        rows: Tensor | None
+        if everything:
+            rows, candidates = None, len(learner.popularity)
+            history = examples.histories.tensors(learner.values, device)
+            target_B = torch.from_numpy(examples.item_B).to(device)
+            offset = None
+        else:
+            lead, offset = self._sample(examples)
+            candidates = len(lead)
+            rows, target_B, history = self.working_set(examples, lead)
+        vectors_RD, bias_R, shown_R, context_RD = self.leaves(rows, target_B)
+        features_RK = learner.features if rows is None else learner.features[rows]
+        user_BV = self.users(examples, history, vectors_RD + context_RD, features_RK, training=True)
+        item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
+        weight_B = torch.from_numpy(examples.weight_B / max(float(examples.weight_B.sum()), 1e-9)).to(device)
+        cold_C, cold_CV, cold_CD = self.cold(examples)
+        hidden_from, hidden_BN = self._hidden(examples, rows, candidates)
+        hidden_BS = self._own(examples, rows, candidates)
+        if learner.spec.head == "dot":
+            loss = FullSoftmax.apply(  # type: ignore[no-untyped-call]
+                user_BV, item_RV[:candidates], target_B, weight_B, hidden_from, hidden_BN, hidden_BS, cold_C, cold_CV,
+                offset,
+                examples.fresh, learner.spec.dim + 1,
+            )  # fmt: skip
+        else:
+            score_BN = learner.scorer.matrix(user_BV, item_RV[:candidates])
+            if len(cold_C):
+                own = learner.scorer.pairs(user_BV[cold_C], cold_CV)
+                score_BN = score_BN.index_put((cold_C, target_B[cold_C]), own)
+            score_BN = score_BN if offset is None else score_BN + offset
+            allowed = torch.ones_like(score_BN, dtype=torch.bool) if hidden_BN is None else ~hidden_BN
+            for line, first in enumerate(hidden_from or ()):
+                allowed[line, first:] = False
+            allowed = allowed.scatter(1, torch.where(hidden_BS >= 0, hidden_BS, target_B.unsqueeze(1)), False)
+            loss = losses.softmax_ranking(score_BN, target_B, allowed, weights=weight_B)
+        return Step(loss, rows, vectors_RD, bias_R, context_RD, shown_R, target_B[cold_C], cold_CD)
+
+    def _sample(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Candidates: the batch's targets and uniform negatives; and −log of how often each is expected among them."""
+        learner = self.learner
+        device = learner.device
+        known = np.flatnonzero(
+            learner.memory.announced <= examples.time_B[: max(1, examples.fresh)].max(initial=-np.inf)
+        )
+        known_T = torch.from_numpy(known).to(device)
+        target = torch.from_numpy(examples.item_B).to(device)
+        most = learner.train.negatives if learner.spec.head == "dot" else min(learner.train.negatives, MLP_NEGATIVES)
+        drawn = target[:0] if len(known) == 0 else uniform_negatives(known_T, most, generator=learner.generator)
+        lead = torch.unique(torch.cat((target, drawn)))
+        counts = learner.popularity.counts[lead.cpu().numpy()][:, -2]
+        share = torch.from_numpy(counts / max(1.0, float(learner.popularity.counts[:, -2].sum()))).to(device)
+        expected = most / max(1, len(known)) + len(target) * share
+        return lead, -torch.log(expected.clamp(1e-9, 1.0))
+
+    def _hidden(
+        self, examples: Examples, rows: Tensor | None, candidates: int
+    ) -> tuple[list[int] | None, Tensor | None]:
+        """Items that were not announced by an example's time: from which on all of them, and a mask (B, N) of others.
+
+        Rows are handed out roughly in the order of announcement, so that the mask is seldom needed.
+        """
+        announced = self.learner.memory.announced
+        announced = announced[:candidates] if rows is None else announced[rows[:candidates].cpu().numpy()]
+        time_B = examples.time_B
+        if not (announced > time_B.min()).any():
+            return None, None
+        least = np.minimum.accumulate(announced[::-1])[::-1]  # of each item and all behind it
+        hidden_from = np.searchsorted(least, time_B, side="right")
+        astray = np.flatnonzero((announced > least) & (announced > time_B.min()))
+        if len(astray) == 0:
+            return hidden_from.tolist(), None
+        hidden = np.zeros((len(time_B), candidates), bool)
+        hidden[:, astray] = announced[astray][None, :] > time_B[:, None]
+        return hidden_from.tolist(), torch.from_numpy(hidden).to(self.learner.device)
+
+    def _own(self, examples: Examples, rows: Tensor | None, candidates: int) -> Tensor:
+        """Places among the candidates of what the user had before, (B, S), -1 where they are none."""
+        seen_BS = torch.from_numpy(examples.seen_BS).to(self.learner.device)
+        if rows is None:
+            return seen_BS
+        place = torch.full((len(self.learner.popularity) + 1,), -1, dtype=torch.int64, device=seen_BS.device)
+        place[rows[:candidates]] = torch.arange(candidates, device=seen_BS.device)
+        return place[seen_BS]  # -1 is the place behind all items, which is -1
+
+    @torch.no_grad()
+    def calibrate(self, log: LogView, positions: Ints) -> None:
+        """Rank some of these events, weights as they are and popularity as it will be then, and fit the scales."""
+        learner = self.learner
+        if learner.spec.head != "dot" or (learner.steps == 0 and not len(learner.optimizer.state)):
+            return
+        learner.calibration.fade(len(positions))
+        usable = self.usable(log, positions)
+        if len(usable) == 0:
+            return
+        kept = usable[np.linspace(0, len(usable) - 1, min(CALIBRATED, len(usable))).round().astype(np.int64)]
+        popularity, features = learner.popularity.copy(), learner.features.clone()
+        # the table's contents are those of the weights that learn, and not of the averages that are in place
+        lead = self._calibration_items()
+        contents_ND = self._encoded(lead)
+        terms: list[Tensor] = []
+        targets: list[Tensor] = []
+        allowed: list[Tensor] = []
+        lengths: list[Tensor] = []
+        for chunk in np.array_split(kept, min(CALIBRATION_CHUNKS, len(kept))):
+            learner.advance(log, int(chunk[0]), values=False)
+            examples = self.examples(log, chunk, chunk[:0])
+            if not len(examples):
+                continue
+            out = self._terms(examples, lead, contents_ND)
+            for part, value in zip((terms, targets, allowed, lengths), out, strict=True):
+                part.append(value)
+        learner.popularity, learner.features = popularity, features
+        if not targets:
+            return
+        learner.calibration.fit(
+            torch.cat(terms), torch.cat(targets), torch.cat(allowed), torch.cat(lengths), weight=len(usable) / len(kept)
+        )  # fmt: skip
+
+    def _calibration_items(self) -> Tensor:
+        """All items, or a uniform sample of many."""
+        learner = self.learner
+        items = len(learner.popularity)
+        if items <= CALIBRATION_ITEMS:
+            return torch.arange(items, device=learner.device)
+        return torch.randperm(items, generator=learner.generator, device=learner.device)[:CALIBRATION_ITEMS]
+
+    def _encoded(self, rows: Tensor) -> Tensor:
+        learner = self.learner
+        return catalogue.encode(learner.scorer, learner.memory.item_features, rows.cpu().numpy(), learner.device)
+
+    def _terms(self, examples: Examples, lead: Tensor, contents_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Unscaled terms of the scores, targets, allowed candidates and length buckets, over the items `lead`."""
+        learner = self.learner
+        items = len(learner.popularity)
+        target = torch.from_numpy(examples.item_B).to(learner.device)
+        # one column a target of its own, so that the sample stays uniform
+        rows, target_B, history = self.working_set(examples)
+        both = torch.cat((lead, rows))
+        contents = torch.cat((contents_ND, self._encoded(rows)))
+        vectors, bias, _, context = self.leaves(both, contents_RD=contents)
+        features = learner.features[both]
+        n = len(lead)
+        history = replace(history, item_BL=history.item_BL + n)
+        user_BV = self.users(examples, history, vectors + context, features, training=False)
+        item_RV = learner.scorer.items(vectors, bias, features)
+        d = learner.spec.dim
+        own_BV = item_RV[target_B + n]
+
+        def terms(u: Tensor, v: Tensor, pattern: str) -> Tensor:
+            return torch.stack(
+                (
+                    torch.einsum(pattern, u[:, :d], v[:, :d]),
+                    torch.einsum(pattern, u[:, d : d + 1], v[:, d : d + 1]),
+                    torch.einsum(pattern, u[:, d + 1 :], v[:, d + 1 :]),
+                ),
+                dim=-1,
+            )
+
+        sampled_BNT = terms(user_BV, item_RV[:n], "bv,nv->bn")
+        own_BT = terms(user_BV, own_BV, "bv,bv->b")
+        all_BNT = torch.cat((own_BT.unsqueeze(1), sampled_BNT), dim=1)
+        announced = learner.memory.announced[lead.cpu().numpy()]
+        allowed = torch.from_numpy(announced[None, :] <= examples.time_B[:, None]).to(learner.device)
+        allowed &= lead != target.unsqueeze(1)
+        place = torch.full((items + 1,), n, dtype=torch.int64, device=learner.device)
+        place[lead] = torch.arange(n, device=learner.device)
+        seen_BS = place[torch.from_numpy(examples.seen_BS).to(learner.device)]
+        allowed &= ~torch.zeros(len(target), n + 1, dtype=torch.bool).scatter(1, seen_BS, True)[:, :n]
+        allowed = torch.cat((torch.ones_like(allowed[:, :1]), allowed), dim=1)
+        return all_BNT, torch.zeros(len(target), dtype=torch.int64), allowed, history.length_B
