@@ -10,6 +10,7 @@ from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
 
 from streams.kafka_errors import DENIED, translated
+from streams.kafka_transport import read_to_the_end
 from streams.source_types import SourceDenied
 
 
@@ -42,6 +43,7 @@ def _connected(kind: type, settings: Mapping[str, Any]) -> Any:
     def client(**configs: Any) -> KafkaNetClient:
         made = KafkaNetClient(**configs)
         clients.append(made)
+        read_to_the_end(made._manager)
         _watch_connecting(made._manager, failures)
         return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka.net.transport import KafkaSSLTransport
 
 from streams.embedded import free_port
 from streams.kafka_dead_letters import DeadLetterSink
@@ -49,6 +51,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> Iter
         "security.inter.broker.protocol": "SASL_SSL",
         "sasl.enabled.mechanisms": "PLAIN",
         "sasl.mechanism.inter.broker.protocol": "PLAIN",
+        # Whoever is refused is told and cut off in one go, which clients must not take for a mere loss.
+        "connection.failed.authentication.delay.ms": "0",
         "listener.name.sasl_ssl.plain.sasl.jaas.config": f"{module} {users};",
         "ssl.keystore.type": "PEM",
         "ssl.keystore.location": str(certificate / "both.pem"),
@@ -94,6 +98,24 @@ def test_a_wrong_password_is_a_refusal(secured: str, credentials: dict[str, Any]
         source.partitions()
     with pytest.raises(SourceDenied):
         EventProducer(bootstrap_servers=secured, security=wrong, timeout_s=60.0)
+
+
+def test_a_client_slower_than_the_broker_hears_the_refusal_too(
+    secured: str, credentials: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = KafkaSSLTransport._sock_recv
+
+    def slowly(transport: KafkaSSLTransport) -> Any:
+        hung_up = select.poll()
+        hung_up.register(transport._sock, select.POLLRDHUP)
+        hung_up.poll(300)
+        return receive(transport)
+
+    monkeypatch.setattr(KafkaSSLTransport, "_sock_recv", slowly)
+    wrong = {**credentials, "sasl_plain_password": "wrong"}
+    source = KafkaSource(bootstrap_servers=secured, security=wrong, topics=["events"], request_timeout_s=10.0)
+    with pytest.raises(SourceDenied):
+        source.partitions()
 
 
 def test_an_unknown_authority_is_not_trusted(secured: str, credentials: dict[str, Any]) -> None:
