@@ -306,7 +306,7 @@ class Engine:
         self.metrics.checkpoint_bytes.set(added + sum(file.size for file in self.manifest.files.values()))
         self.parent = line.version
         self.maxima = dict(maxima)
-        self.phase_log.append(line)
+        self.phase_log.begin(line)
 
     # 6. Load back
 
@@ -379,8 +379,8 @@ class Engine:
 
     # 9. Commit
 
-    def finish(self, line: PhaseLine, intent: Intent, stages: Mapping[str, float]) -> None:
-        """Lets go of what the phase no longer needs."""
+    def finish(self, line: PhaseLine, intent: Intent, stages: Mapping[str, float]) -> PhaseLine:
+        """Lets go of what the phase no longer needs; returns its line, which is in the log from now on."""
         self.on_learned(intent.end)
         deadline_s = self.config.delete_deadline_days * DAY_S
         overdue = self.tombstones.overdue(now=self.clock(), deadline_s=deadline_s)
@@ -389,8 +389,8 @@ class Engine:
         if removed:
             log.debug("old versions removed", versions=removed)
         self.tombstones.complete(self.store.versions())
-        self.phase_log.timed(stages)
         time_phase(self.metrics, line, stages)
+        return self.phase_log.end(stages)
 
 
 def _nobody(_learned: Offsets) -> None:

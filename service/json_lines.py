@@ -31,7 +31,6 @@ class JsonLines(Generic[T]):
         self.path = path
         self._decoder = msgspec.json.Decoder(kind)
         self._points = points
-        self._last_start = 0
         self._end = 0
 
     def read(self) -> tuple[list[T], list[int]]:
@@ -41,7 +40,6 @@ class JsonLines(Generic[T]):
         except FileNotFoundError:
             data = b""
         self._end = data.rfind(b"\n") + 1
-        self._last_start = data.rfind(b"\n", 0, max(self._end - 1, 0)) + 1
         good: list[T] = []
         bad: list[int] = []
         for number, line in enumerate(data[: self._end].splitlines(), start=1):
@@ -54,20 +52,6 @@ class JsonLines(Generic[T]):
 
     def append(self, *values: T) -> None:
         """Add lines, fsynced. `read` must have been called before: it finds where the last whole line ends."""
-        self._write_from(self._end, values)
-
-    def replace_last(self, value: T) -> None:
-        """Write the last line anew, fsynced; a crash meanwhile may lose that one line."""
-        self._write_from(self._last_start, [value])
-
-    def rewrite(self, values: Iterable[T]) -> None:
-        """Put exactly these lines in the file, in one atomic step."""
-        lines = [_encode(value) for value in values]
-        replace_file(self.path, b"".join(lines))
-        self._end = sum(map(len, lines))
-        self._last_start = self._end - len(lines[-1]) if lines else 0
-
-    def _write_from(self, start: int, values: Iterable[T]) -> None:
         lines = [_encode(value) for value in values]
         if not lines:
             return
@@ -76,8 +60,8 @@ class JsonLines(Generic[T]):
             is_new = not self.path.exists()
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
             try:
-                os.ftruncate(fd, start)
-                os.lseek(fd, start, os.SEEK_SET)
+                os.ftruncate(fd, self._end)
+                os.lseek(fd, self._end, os.SEEK_SET)
                 write_all(fd, data[: len(data) // 2])
                 crash_point(f"{self._points}.half")
                 write_all(fd, data[len(data) // 2 :])
@@ -86,9 +70,14 @@ class JsonLines(Generic[T]):
                 os.close(fd)
             if is_new:
                 fsync_directory(self.path.parent)
-        self._end = start + len(data)
-        self._last_start = self._end - len(lines[-1])
+        self._end += len(data)
         crash_point(f"{self._points}.written")
+
+    def rewrite(self, values: Iterable[T]) -> None:
+        """Put exactly these lines in the file, in one atomic step."""
+        lines = [_encode(value) for value in values]
+        replace_file(self.path, b"".join(lines))
+        self._end = sum(map(len, lines))
 
     def _decode(self, line: bytes) -> T | None:
         match = _CHECK.search(line)

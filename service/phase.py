@@ -74,7 +74,7 @@ def run_phase(phase: ClosedPhase, engine: Engine, *, resumed: Intent | None = No
 
     # 9. Commit to the consumer group, for lag tools only, and tidy up.
     with step("commit"):
-        engine.finish(line, intent, step.seconds)
+        line = engine.finish(line, intent, step.seconds)
 
     log.info(
         f"phase {line.phase} {line.decision}",
@@ -84,4 +84,4 @@ def run_phase(phase: ClosedPhase, engine: Engine, *, resumed: Intent | None = No
         **{name: round(value, 4) for name, value in measured.items() if name in engine.headline},
         seconds=round(sum(step.seconds.values()), 2),
     )
-    return engine.phase_log.last or line
+    return line

@@ -72,6 +72,7 @@ class PhaseLog:
                 f"Lines {numbers} of {path.name} were damaged and left out; the file as it was is {copy.name}."
             )
         self._last = lines[-1] if lines else None
+        self._under_way: PhaseLine | None = None
 
     @property
     def last(self) -> PhaseLine | None:
@@ -91,23 +92,29 @@ class PhaseLog:
             self._file.append(line)
         self._last = line
 
+    def begin(self, line: PhaseLine) -> None:
+        """Hold the line of a phase whose checkpoint is on disk until `end` knows the rest of it."""
+        self._under_way = line
+
     def published(self, version: int, at: float) -> None:
         """Note when a version went live (epoch seconds); a version without a line (a rollback by hand) is no error."""
-        if self._last is not None and self._last.version == version:
-            self._last = msgspec.structs.replace(self._last, published_at=at)
-            self._file.replace_last(self._last)
+        if self._under_way is not None and self._under_way.version == version:
+            self._under_way = msgspec.structs.replace(self._under_way, published_at=at)
             return
         lines = self.lines()
         if any(line.version == version for line in lines):
             self._file.rewrite(
                 msgspec.structs.replace(line, published_at=at) if line.version == version else line for line in lines
             )
+            self._last = self.lines()[-1]
 
-    def timed(self, stages: Mapping[str, float]) -> None:
-        """Note how long every step of the newest phase took; its manifest is older than the last of them."""
-        if self._last is not None:
-            self._last = msgspec.structs.replace(self._last, stages=dict(stages))
-            self._file.replace_last(self._last)
+    def end(self, stages: Mapping[str, float]) -> PhaseLine:
+        """Add the line that `begin` was given, with how long every step took. Once, and not a part at a time: whoever
+        reads along never sees a phase half done, or gone while its line is written anew."""
+        assert self._under_way is not None
+        line, self._under_way = msgspec.structs.replace(self._under_way, stages=dict(stages)), None
+        self.append(line)
+        return line
 
     def repair(self, lineage: Sequence[PhaseLine]) -> list[str]:
         """Make the log follow `lineage`, the kept checkpoints' lines: adds what is missing, drops what was undone.

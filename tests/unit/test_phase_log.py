@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -126,15 +128,47 @@ def test_repair_keeps_older_lines_and_times_of_publication(path: Path) -> None:
     assert log.lines() == [line(1), line(2), line(3, published_at=5.0)]
 
 
-def test_times_of_steps_are_noted_late_and_outlive_a_repair(path: Path) -> None:
+def test_the_line_of_a_phase_under_way_is_written_once_with_all_that_comes_late(path: Path) -> None:
     log = PhaseLog(path)
     log.append(line(1))
-    log.append(line(2, stages={"learn": 1.0}))
+    before = path.read_bytes()
+    log.begin(line(2, stages={"learn": 1.0}))
     log.published(2, 5.0)
-    log.timed({"learn": 1.0, "publish": 2.0})
+    assert path.read_bytes() == before
+    assert log.last == line(1)
+    whole = line(2, published_at=5.0, stages={"learn": 1.0, "publish": 2.0})
+    assert log.end({"learn": 1.0, "publish": 2.0}) == log.last == whole
+    assert path.read_bytes().startswith(before)
     log = PhaseLog(path)
     assert log.repair([line(1), line(2, stages={"learn": 1.0})]) == []
-    assert log.lines() == [line(1), line(2, published_at=5.0, stages={"learn": 1.0, "publish": 2.0})]
+    assert log.lines() == [line(1), whole]
+
+
+def test_whoever_reads_along_sees_no_phase_come_and_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look before and after every call that changes a file."""
+    seen: list[int] = []
+
+    def watched(call: Callable[..., Any]) -> Callable[..., Any]:
+        def looking(*args: Any, **options: Any) -> Any:
+            seen.append(len(read_phase_lines(path)))
+            answer = call(*args, **options)
+            seen.append(len(read_phase_lines(path)))
+            return answer
+
+        return looking
+
+    log = PhaseLog(path)
+    log.append(line(1))
+    for name in ("ftruncate", "write", "replace", "rename", "fsync"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    log.begin(line(2))
+    log.published(2, 5.0)
+    log.end({"learn": 1.0})
+    log.append(line(3))
+    log.published(3, 6.0)
+    log.published(1, 7.0)
+    assert set(seen) == {1, 2, 3}
+    assert seen == sorted(seen)
 
 
 def test_repair_drops_phases_whose_checkpoints_are_gone(path: Path) -> None:
