@@ -22,19 +22,9 @@ from benchmarks.stream import Stream
 from models.popularity import Popularity as Counts
 from models.spec import ModelSpec, TrainSpec
 from service.config import Config
-from tests.benchmark_samples import past_of, told, write_folder
+from tests.unit.benchmarks.samples import past_of, told
 
 SMALL = Config(model=ModelSpec(dim=4, history=3), train=TrainSpec(batch=16, threads=1))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_folder(tmp_path)
-
-
-@pytest.fixture
-def stream(folder: Path) -> Stream:
-    return Stream.of_folder(folder)
 
 
 # -- ours, whole and in parts

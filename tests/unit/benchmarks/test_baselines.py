@@ -13,18 +13,7 @@ from benchmarks.baselines import ContentMean, DecayedPopularity, ItemKnn, Means,
 from benchmarks.outcome import Outcome
 from benchmarks.prequential import Past, evaluate
 from benchmarks.stream import Stream
-from tests.benchmark_samples import columns, past_of, told, write_folder
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_folder(tmp_path)
-
-
-@pytest.fixture
-def stream(folder: Path) -> Stream:
-    return Stream.of_folder(folder)
-
+from tests.unit.benchmarks.samples import columns, past_of, told
 
 # -- the stream
 
