@@ -32,13 +32,14 @@ class RowTable:
     def __len__(self) -> int:
         return len(self.values)
 
-    def grow(self, rows: Tensor) -> None:
-        """Append rows with these initial values."""
-        if len(rows):
-            self.values = torch.cat((self.values, rows))
-            self.power = torch.cat((self.power, rows.new_zeros(len(rows))))
-            self.average = torch.cat((self.average, rows))
-            self._kept = torch.cat((self._kept, self._kept.new_full((len(rows),), self._log_kept)))
+    def grow(self, rows: int) -> None:
+        """Append so many rows of zeros."""
+        if rows:
+            zeros = self.values.new_zeros(rows, self.values.shape[1])
+            self.values = torch.cat((self.values, zeros))
+            self.power = torch.cat((self.power, zeros.new_zeros(rows)))
+            self.average = torch.cat((self.average, zeros))
+            self._kept = torch.cat((self._kept, self._kept.new_full((rows,), self._log_kept)))
 
     @torch.no_grad()
     def step(

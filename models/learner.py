@@ -44,8 +44,6 @@ CONTEXT_RATE = 10.0
 """The same of what it says in a history."""
 BIAS_RATE = 100.0
 """The same of its bias, which has the scores' own scale and not that of one of many coordinates."""
-INITIAL_SPREAD = 0.05
-"""Standard deviation of a new item's residual; it is hidden until the item's first interaction."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +181,8 @@ class Learner:
         self.popularity.grow(items)
         catalogue.observe(self.scorer, self.memory.item_features, self.device)
         if new > 0:
-            spread = torch.randn(new, self.spec.dim, generator=self.generator, device=self.device) * INITIAL_SPREAD
-            self.residual.grow(spread)
-            self.context.grow(torch.zeros_like(spread))
-            self.bias.grow(torch.zeros(new, 1, device=self.device))
+            for table in self.tables.values():
+                table.grow(new)
         blank = [row for row, one in enumerate(self.memory.items.ids) if one is None]
         if blank:
             for table in self.tables.values():

@@ -17,7 +17,9 @@ from tests.unit.test_learner import ACTIONS, TRAIN, spec_of, world
 def test_average_of_rows_that_were_in_few_steps_is_that_of_all_steps() -> None:
     draw = torch.Generator().manual_seed(0)
     table = RowTable(3, "cpu")
-    table.grow(torch.randn(5, 3, generator=draw))
+    table.grow(5)
+    table.values.copy_(torch.randn(5, 3, generator=draw))
+    table.average.copy_(table.values)
     expected = table.values.clone()
     for number, rows in enumerate(([0, 1], [1], [0, 1, 2], None, [3], [1, 0])):
         index = None if rows is None else torch.tensor(rows)

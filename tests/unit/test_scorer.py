@@ -123,7 +123,7 @@ def test_items_that_nobody_touched_look_the_same_now_and_then() -> None:
 
 def test_row_table_moves_only_active_rows_and_remembers_their_gradients() -> None:
     table = RowTable(2, "cpu")
-    table.grow(torch.zeros(3, 2))
+    table.grow(3)
     gradient = torch.ones(2, 2)
     for _ in range(2):
         table.step(torch.tensor([0, 2]), gradient, torch.tensor([True, False]), rate=1.0, decay=0.0)
