@@ -1,10 +1,13 @@
-"""How much each term of the score is to be trusted, learned from events that the weights have not learned from yet.
+"""How much each term of the score is to be trusted, and untouched items as a whole.
 
-The score is linear in the scales, so the softmax log-likelihood is concave in them, and a Gaussian belief about them
-can be carried from phase to phase: each phase's likelihood is maximised with that belief as the prior (Laplace
-approximation), and the belief fades by a half-life in events.
+All of it is learned from events that the weights have not learned from yet.
 
-Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity), S scales.
+The score is linear in the scales and in what is added for items that nobody has touched, so the softmax log-likelihood
+is concave in them, and a Gaussian belief about them can be carried from phase to phase: each phase's likelihood is
+maximised with that belief as the prior (Laplace approximation), and the belief fades by a half-life in events.
+
+Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity, and 1 for an untouched
+item), S scales, C coefficients: the scales, then what untouched items get.
 """
 
 from __future__ import annotations
@@ -20,22 +23,32 @@ from models.scorer import SCALES
 HALF_LIFE = 5_000.0
 """Events after which a phase's evidence counts half."""
 PRIOR = 5.0
-"""Precision of the initial belief that every scale is 1."""
+"""Precision of the initial belief that every scale is 1 and nothing is added."""
 FLOOR, CEILING = 0.02, 3.0
+"""Bounds of the scales."""
+MOST_UNTOUCHED = 8.0
+"""Bound of what untouched items get, up or down; a factor of e⁸ in how often they are chosen."""
+UNTOUCHED = SCALES
+"""Which coefficient that is."""
 NEWTON_STEPS = 3
 
 
 @dataclass
 class Calibration:
-    """The belief about the scales: its mean, and what was learned about it (precision)."""
+    """The belief about the coefficients: its mean (C,), and what was learned about it (precision, (C, C))."""
 
-    mean: Tensor = field(default_factory=lambda: torch.ones(SCALES, dtype=torch.float64))
-    evidence: Tensor = field(default_factory=lambda: torch.zeros(SCALES, SCALES, dtype=torch.float64))
+    mean: Tensor = field(default_factory=lambda: _doubles(1.0, 0.0))
+    evidence: Tensor = field(default_factory=lambda: torch.zeros(SCALES + 1, SCALES + 1, dtype=torch.float64))
 
     @property
     def scales(self) -> Tensor:
         """The scales to serve, (S,) float32."""
-        return self.mean.clamp(FLOOR, CEILING).float()
+        return self.mean[:SCALES].clamp(FLOOR, CEILING).float()
+
+    @property
+    def untouched(self) -> float:
+        """What an untouched item's appeal is raised by, before the popularity's scale is put on it."""
+        return float(self.mean[UNTOUCHED] / self.mean[UNTOUCHED - 1].clamp(min=FLOOR))
 
     def fade(self, events: int) -> None:
         """Trust what was learned less, now that so many events more have passed."""
@@ -51,10 +64,10 @@ class Calibration:
         terms_BNT = terms_BNT.float().cpu()
         target_B, length_B = target_B.cpu(), length_B.cpu()
         allowed_BN = allowed_BN.cpu().scatter(1, target_B.unsqueeze(1), True)
-        scale_BT = torch.stack(
-            (length_B, torch.full_like(length_B, LENGTHS), torch.full_like(length_B, LENGTHS + 1)), dim=1
-        )  # fmt: skip
-        prior = self.evidence + PRIOR * torch.eye(SCALES, dtype=torch.float64)
+        shared = torch.arange(LENGTHS, SCALES + 1)
+        scale_BT = torch.cat((length_B.unsqueeze(1), shared.expand(len(length_B), -1)), dim=1)
+        lowest, highest = _doubles(FLOOR, -MOST_UNTOUCHED), _doubles(CEILING, MOST_UNTOUCHED)
+        prior = self.evidence + PRIOR * torch.eye(SCALES + 1, dtype=torch.float64)
         theta, mean = self.mean.clone(), self.mean
         own_BT = terms_BNT[torch.arange(len(target_B)), target_B]
         hessian = torch.zeros_like(prior)
@@ -65,7 +78,7 @@ class Calibration:
             expected_BT = weighted_BNT.sum(1).double()
             second_BTT = (weighted_BNT.transpose(1, 2) @ terms_BNT).double()
             covariance_BTT = second_BTT - expected_BT.unsqueeze(2) * expected_BT.unsqueeze(1)
-            gradient = torch.zeros(SCALES, dtype=torch.float64)
+            gradient = torch.zeros_like(theta)
             gradient.index_put_((scale_BT,), weight * (own_BT.double() - expected_BT), accumulate=True)
             hessian = torch.zeros_like(prior)
             hessian.index_put_(
@@ -73,7 +86,7 @@ class Calibration:
                 weight * covariance_BTT, accumulate=True,
             )  # fmt: skip
             step = torch.linalg.solve(prior + hessian, gradient - prior @ (theta - mean))
-            theta = (theta + step.clamp(-0.5, 0.5)).clamp(FLOOR, CEILING)
+            theta = (theta + step.clamp(-0.5, 0.5)).clamp(lowest, highest)
         if bool(theta.isfinite().all()):
             self.mean = theta
             self.evidence = self.evidence + hessian
@@ -86,3 +99,7 @@ class Calibration:
     def from_state(cls, state: dict[str, Tensor]) -> Calibration:
         """The belief that `state` copied."""
         return cls(state["mean"].clone(), state["evidence"].clone())
+
+
+def _doubles(scales: float, untouched: float) -> Tensor:
+    return torch.tensor([scales] * SCALES + [untouched], dtype=torch.float64)

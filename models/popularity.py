@@ -18,6 +18,8 @@ HALF_LIVES = (30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0, 100_000.
 """In events of the whole stream."""
 FEATURES = len(HALF_LIVES) + 4
 """Log counts, log events since the last one, log events since the first, log age, and whether never seen."""
+NEVER_SEEN = FEATURES - 1
+"""Which feature is 1 for an item that nobody has touched, and 0 for all others."""
 DAY_S = 86_400.0
 
 Floats = NDArray[np.float32]

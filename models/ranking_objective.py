@@ -17,6 +17,7 @@ from models.event_log import LogView
 from models.examples import Examples, seen_before
 from models.full_softmax import FullSoftmax
 from models.objective import Ints, Objective, Step
+from models.popularity import NEVER_SEEN
 from models.sampling import uniform_negatives
 
 CALIBRATED = 192
@@ -196,18 +197,15 @@ class Ranking(Objective):
         d = learner.spec.dim
         own_BV = item_RV[target_B + n]
 
-        def terms(u: Tensor, v: Tensor, pattern: str) -> Tensor:
-            return torch.stack(
-                (
-                    torch.einsum(pattern, u[:, :d], v[:, :d]),
-                    torch.einsum(pattern, u[:, d : d + 1], v[:, d : d + 1]),
-                    torch.einsum(pattern, u[:, d + 1 :], v[:, d + 1 :]),
-                ),
-                dim=-1,
-            )
+        def terms(u: Tensor, v: Tensor, untouched: Tensor, pattern: str) -> Tensor:
+            personal = torch.einsum(pattern, u[:, :d], v[:, :d])
+            bias = torch.einsum(pattern, u[:, d : d + 1], v[:, d : d + 1])
+            popularity = torch.einsum(pattern, u[:, d + 1 :], v[:, d + 1 :])
+            return torch.stack((personal, bias, popularity, untouched.expand_as(personal)), dim=-1)
 
-        sampled_BNT = terms(user_BV, item_RV[:n], "bv,nv->bn")
-        own_BT = terms(user_BV, own_BV, "bv,bv->b")
+        untouched = features[:, NEVER_SEEN]
+        sampled_BNT = terms(user_BV, item_RV[:n], untouched[:n], "bv,nv->bn")
+        own_BT = terms(user_BV, own_BV, untouched[target_B + n], "bv,bv->b")
         all_BNT = torch.cat((own_BT.unsqueeze(1), sampled_BNT), dim=1)
         announced = learner.memory.announced[lead.cpu().numpy()]
         allowed = torch.from_numpy(announced[None, :] <= examples.time_B[:, None]).to(learner.device)

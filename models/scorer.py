@@ -4,7 +4,8 @@
 
 e_i is the item's content plus its own residual, b_i its bias; u reads e_h plus a context vector of each item h of the
 history; P_i and a_i come from how popular and how old the item is, and q_u from how popular and old the user's recent
-items were. The s are calibration: fitted on events before the weights learn from them. Published, an item is
+items were. The s are calibration: fitted on events before the weights learn from them, and so is what an item that
+nobody has touched is given on top of its a_i. Published, an item is
 [e | b, a, P (, 1)] and a user [s_len u | s_bias, s_pop, s_pop q (, base)].
 
 Shape suffixes: B users or examples, N items, L places of a history, D vector size, E extras, K popularity features.
@@ -22,7 +23,7 @@ from models.dropout import Noise
 from models.encoders import FrameEncoder, InputNorm, VectorEncoder
 from models.fusion import FUSIONS
 from models.histories import LENGTHS, HistoryTensors
-from models.popularity import FEATURES, HALF_LIVES
+from models.popularity import FEATURES, HALF_LIVES, NEVER_SEEN
 from models.spec import ModelSpec
 from models.user_tower import UserTower
 
@@ -105,10 +106,10 @@ class Scorer(nn.Module):
         fused: Tensor = self.fusion(x_NMD, mask_NM)
         return fused
 
-    def items(self, e_ND: Tensor, bias_N: Tensor, features_NK: Tensor) -> Tensor:
-        """Published vectors of items, (N, D + E)."""
+    def items(self, e_ND: Tensor, bias_N: Tensor, features_NK: Tensor, untouched: float = 0.0) -> Tensor:
+        """Published vectors of items, (N, D + E); calibration gives the appeal of `untouched` ones so much more."""
         popularity = self.item_popularity(features_NK)
-        appeal_N1 = popularity[:, :1] + self.popular(features_NK)
+        appeal_N1 = popularity[:, :1] + self.popular(features_NK) + untouched * features_NK[:, NEVER_SEEN].unsqueeze(1)
         parts = [e_ND, bias_N.unsqueeze(1), appeal_N1, popularity[:, 1:]]
         if self.spec.objective == "rating":
             parts.append(e_ND.new_ones(len(e_ND), 1))

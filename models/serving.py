@@ -74,7 +74,9 @@ class Snapshot:
         self.scorer = frozen_scorer(spec, state)
         self.values = ValueScale(**state["values"])
         ranks = spec.objective == "ranking" and spec.head == "dot"
-        self.scales = Calibration.from_state(state["calibration"]).scales if ranks else neutral_scales()
+        calibration = Calibration.from_state(state["calibration"])
+        self.scales = calibration.scales if ranks else neutral_scales()
+        self._untouched = calibration.untouched if ranks else 0.0
         self.log: LogView = memory.view()
         self.items, self.users, self.actions = memory.items, memory.users, memory.actions
         self.weights = memory.weights
@@ -139,7 +141,8 @@ class Snapshot:
     @torch.no_grad()
     def item_matrix(self, vectors_RD: Vectors, bias_R: Vectors, features_RK: Vectors) -> Vectors:
         """Published vectors (R, V) from personal parts, biases and popularity features."""
-        published = self.scorer.items(*(torch.from_numpy(part) for part in (vectors_RD, bias_R, features_RK)))
+        vectors, bias, features = (torch.from_numpy(part) for part in (vectors_RD, bias_R, features_RK))
+        published = self.scorer.items(vectors, bias, features, self._untouched)
         return np.asarray(published.numpy())
 
     @torch.no_grad()

@@ -132,11 +132,25 @@ def test_row_table_moves_only_active_rows_and_remembers_their_gradients() -> Non
     assert table.power.tolist() == [2.0, 0.0, 0.0]
 
 
+TRUTH = torch.tensor([0.4, 1.5, 0.8, -1.2])
+"""Scales of the personal term, the bias and the popularity, and what untouched items get."""
+
+
+def random_terms(examples: int, candidates: int, draw: torch.Generator) -> torch.Tensor:
+    terms = torch.randn(examples, candidates, 4, generator=draw)
+    terms[..., 3] = (terms[..., 3] > 0.5).float()
+    return terms
+
+
+def found(calibration: Calibration) -> torch.Tensor:
+    scales = calibration.scales[[2, LENGTHS, LENGTHS + 1]]
+    return torch.cat((scales, calibration.untouched * scales[2:]))
+
+
 def test_calibration_finds_the_scales_that_made_the_choices() -> None:
     draw = torch.Generator().manual_seed(0)
-    terms = torch.randn(4000, 12, 3, generator=draw)
-    truth = torch.tensor([0.4, 1.5, 0.8])
-    target = torch.multinomial((terms @ truth).softmax(1), 1, generator=draw).squeeze(1)
+    terms = random_terms(4000, 12, draw)
+    target = torch.multinomial((terms @ TRUTH).softmax(1), 1, generator=draw).squeeze(1)
     length = torch.full((4000,), 2)
     calibration = Calibration()
     for part in range(0, 4000, 1000):
@@ -144,23 +158,21 @@ def test_calibration_finds_the_scales_that_made_the_choices() -> None:
         span = slice(part, part + 1000)
         allowed = torch.ones(1000, 12, dtype=torch.bool)
         calibration.fit(terms[span], target[span], allowed, length[span], weight=1.0)
-    found = calibration.scales[[2, LENGTHS, LENGTHS + 1]]
-    torch.testing.assert_close(found, truth, atol=0.1, rtol=0)
+    torch.testing.assert_close(found(calibration), TRUTH, atol=0.1, rtol=0)
     assert calibration.scales[3] == 1.0  # no history of that length was seen
 
 
 def test_calibration_on_a_sample_of_the_candidates_finds_the_scales_of_all_of_them() -> None:
     draw = torch.Generator().manual_seed(0)
-    terms = torch.randn(2000, 400, 3, generator=draw)
-    truth = torch.tensor([0.4, 1.5, 0.8])
-    target = torch.multinomial((terms @ truth).softmax(1), 1, generator=draw)
-    own = terms.gather(1, target.unsqueeze(2).expand(-1, 1, 3))
+    terms = random_terms(2000, 400, draw)
+    target = torch.multinomial((terms @ TRUTH).softmax(1), 1, generator=draw)
+    own = terms.gather(1, target.unsqueeze(2).expand(-1, 1, 4))
     sample = torch.cat((own, terms[:, :100]), dim=1)
     allowed = torch.cat((torch.ones_like(target, dtype=torch.bool), torch.arange(100) != target), dim=1)
     calibration = Calibration()
     calibration.fit(sample, torch.zeros(2000, dtype=torch.int64), allowed, torch.full((2000,), 2), weight=1.0)
     # a uniform sample needs no correction (McFadden, "Modelling the choice of residential location", 1978)
-    torch.testing.assert_close(calibration.scales[[2, LENGTHS, LENGTHS + 1]], truth, atol=0.1, rtol=0)
+    torch.testing.assert_close(found(calibration), TRUTH, atol=0.1, rtol=0)
 
 
 def test_user_without_history_or_content_still_gets_a_finite_vector() -> None:
