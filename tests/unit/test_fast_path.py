@@ -4,13 +4,12 @@ given up, and whatever the sink does meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -27,18 +26,12 @@ from streams.events import Interaction, Item, User
 from streams.memory_sink import MemorySink
 from streams.sink_types import SinkRefused
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPEC = ModelSpec(dim=4, history=3, modalities={"text": 3}, user_features={"profile": 2})
 TRAIN = TrainSpec(threads=1)
 SLICE = 2
 TOPICS = {"click": "interactions", "item": "items", "user": "users"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Told(Serving):

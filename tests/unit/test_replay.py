@@ -63,11 +63,11 @@ def test_a_line_that_is_no_event_is_counted_and_the_rest_is_learned(tmp_path: Pa
 
 
 def test_the_judge_leaves_no_state_behind(tmp_path: Path) -> None:
-    path = events(tmp_path / "events.jsonl", 0, 300)
+    path = events(tmp_path / "events.jsonl", 0, 50)
     out = tmp_path / "out.json"
     assert replay(config_of(tmp_path / "state"), [path], judge=True, json_out=out) == 0
     assert not (tmp_path / "state").exists()
-    assert json.loads(out.read_text())["events"] == 300
+    assert json.loads(out.read_text())["events"] == 50
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:

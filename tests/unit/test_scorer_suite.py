@@ -1,11 +1,9 @@
-"""One suite for every fusion × objective × head: what holds for any scorer, and a world whose answer is known."""
+"""One suite for every fusion × objective × head: what holds for any scorer."""
 
 import copy
 import io
-from collections.abc import Iterator
 from functools import cache
-from itertools import product
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,39 +11,17 @@ import torch
 from numpy.typing import NDArray
 
 from models.examples import Examples
-from models.fusion import FUSIONS
 from models.learner import Learner, LearnReport
 from models.memory import EventBatch, Memory
 from models.objective import Step
-from models.objectives import OBJECTIVES
 from models.overlay import Overlay
-from models.serving import Snapshot
 from models.spec import ModelSpec, TrainSpec
+from tests.unit.scorer_cases import ACTIONS, CASES, HEADS, ONE_FUSION, Case, case_id, snapshot_of
 
-HEADS = get_args(get_type_hints(ModelSpec)["head"])
-CASES = list(product(sorted(FUSIONS), sorted(OBJECTIVES), HEADS))
-ONE_FUSION = [case for case in CASES if case[0] == "gated"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 USERS, ITEMS, EVENTS, HISTORY = 7, 12, 80, 4
-PASSES = 60
-"""Over the checkerboard's events, 120 to 216 of them; fewer where all is learned before."""
-LOOK = 5
-"""Passes between two looks."""
-ACTIONS = {"default": 1.0, "skip": -1.0}
 TRAIN = TrainSpec(batch=32, learning_rate=1e-2, actions=ACTIONS)
-Case = tuple[str, Any, Any]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def case_id(case: Case) -> str:
-    return "-".join(case)
 
 
 @pytest.fixture(params=CASES, ids=case_id)
@@ -65,10 +41,6 @@ def learned(case: Case) -> Learner:
     learner = Learner(spec, TRAIN, world(spec), 0)
     learn(learner)
     return learner
-
-
-def snapshot_of(learner: Learner) -> Snapshot:
-    return Snapshot.build(learner.spec, learner.state_dict(), learner.memory, version=1)
 
 
 def spec_of(case: Case) -> ModelSpec:
@@ -130,9 +102,6 @@ def differing(first: Any, second: Any) -> list[str]:
     one, other = flat(first), flat(second)
     assert one.keys() == other.keys()
     return [path for path in one if not np.array_equal(np.asarray(one[path]), np.asarray(other[path]), equal_nan=False)]
-
-
-# -- the same over every fusion × objective × head
 
 
 def test_the_same_seed_learns_the_same_and_another_does_not(case: Case) -> None:
@@ -343,62 +312,3 @@ def test_replayed_clicks_do_not_give_themselves_away(head: Any) -> None:
     overlay = Overlay(snapshot_of(learner))
     untouched = np.concatenate([overlay.scores(f"u{user}")[count:] for user in range(50)])
     assert 0.35 < (1 / (1 + np.exp(-untouched))).mean() < 0.65
-
-
-# -- a world with an exact answer
-
-
-def checkerboard(objective: str) -> tuple[EventBatch, dict[str, str]]:
-    """Users and items of two kinds; users like all items of their own kind and none of the other.
-
-    Every user has had all items of their kind but one, which is withheld; returns the events and what is withheld.
-    For ratings and clicks they also had some of the other kind, and did not like them.
-    """
-    rng = np.random.default_rng(0)
-    rows, withheld = [], {}
-    for user in range(24):
-        kind = user % 2
-        own = [f"{kind}-{n}" for n in range(6)]
-        withheld[f"u{user}"] = own[user // 2 % 6]
-        rows += [(f"u{user}", item, 5.0) for item in own if item != withheld[f"u{user}"]]
-        if objective != "ranking":
-            rows += [(f"u{user}", f"{1 - kind}-{n}", 1.0) for n in rng.choice(6, 4, replace=False)]
-    rows = [rows[n] for n in rng.permutation(len(rows))]
-    liked = np.array([value for _, _, value in rows], np.float32)
-    batch = EventBatch(
-        users=[user for user, _, _ in rows],
-        items=[item for _, item, _ in rows],
-        actions=["skip" if objective == "click" and value < 3 else "view" for value in liked],
-        values=liked,
-        times=1_000.0 + np.arange(len(rows), dtype=np.float64),
-    )
-    return batch, withheld
-
-
-def test_on_a_checkerboard_the_withheld_item_comes_first(case: Case) -> None:
-    fusion, objective, head = case
-    spec = ModelSpec(
-        dim=8, history=10, fusion=fusion, objective=objective, head=head, modalities={"text": 4, "image": 4}
-    )
-    memory = Memory(spec, ACTIONS)
-    rng = np.random.default_rng(1)
-    for kind in range(2):
-        for n in range(6):
-            signal = np.array([1, -1, 0, 0], np.float32) * (1 if kind else -1)
-            text, image = (signal + 0.3 * rng.normal(size=4).astype(np.float32) for _ in range(2))
-            present = {"text": text, "image": image} if n % 3 else {"text": text}
-            memory.announce(f"{kind}-{n}", 900.0, present)
-    batch, withheld = checkerboard(objective)
-    positions = memory.append(batch)
-    # few steps over few items: hiding much of what is learned would take many more
-    train = TrainSpec(batch=64, learning_rate=1e-2, dropout=0.1, id_dropout=0.1, actions=ACTIONS)
-    learner = Learner(spec, train, memory, 0)
-    first: dict[str, str] = {}
-    for passed in range(1, PASSES + 1):
-        learner.learn(np.asarray(positions), now=2_000.0, replay_ratio=0.0)
-        if passed % LOOK == 0:
-            overlay = Overlay(snapshot_of(learner))
-            first = {user: overlay.recommend(user, k=1)[0]["item_id"] for user in withheld}
-            if first == withheld:
-                break
-    assert first == withheld

@@ -1,7 +1,6 @@
 """The textbook preset: near the floor where there is nothing to learn, near the noise where there is."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,13 +8,9 @@ import torch
 from rich.console import Console
 
 from models.textbook import TextbookScorer
-from service.textbook import EPOCHS, PHASES, TESTED, learn, one_thread, planted_world, run, uniform_world
+from service.textbook import EPOCHS, PHASES, TESTED, learn, planted_world, run, uniform_world
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -44,7 +39,8 @@ def test_noise_has_the_variance_that_is_claimed() -> None:
         assert squares.std().item() == pytest.approx(world.floor_spread, rel=0.05)
 
 
-def test_a_seed_prints_the_same_twice_and_says_what_matters() -> None:
+def test_a_seed_prints_the_same_twice_and_says_what_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.textbook.RATINGS", TESTED + 200)  # what is learned of them is tested above
     printed = []
     for _ in range(2):
         console = Console(file=io.StringIO(), width=100)
