@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from models.memory import EventBatch
@@ -46,6 +47,9 @@ class Contender:
         modalities = config.model.modalities or self.modalities()
         config = config.model_copy(update={"model": replace(config.model, modalities=modalities)})
         self.config = config
+        self._threads = config.train.threads or 1
+        # One user's vector is so little work that several threads would mostly wait for one another.
+        torch.set_num_threads(self._threads)
         self.trainer = Trainer.fresh(config)
         self.overlay = Overlay(self.trainer.snapshot(version=0))
         self.phase = 0
@@ -97,9 +101,7 @@ class Contender:
         self._to_memory.clear()
         self.phase += 1
         fresh = trainer.memory.append(self._batch(a, b))
-        attempt = trainer.learn(
-            fresh, replay_ratio=self.config.train.replay_ratio, threads=self.config.train.threads or 1
-        )
+        attempt = trainer.learn(fresh, replay_ratio=self.config.train.replay_ratio, threads=self._threads)
         verdict = trainer.judge(attempt)
         if verdict is not None and verdict.decision == "refused":
             self.refused.append(verdict.reason)

@@ -75,3 +75,5 @@ class TaskHeads:
             if name in state:
                 self.heads[name].load_state_dict(state[name]["head"])
                 self._optimizers[name].load_state_dict(copy.deepcopy(state[name]["optimizer"]))
+                for group in self._optimizers[name].param_groups:  # moments are of the state, settings of today
+                    group.update(self._settings)

@@ -78,7 +78,6 @@ class Learner:
         self.bias = RowTable(1, self.device)
         self.tables = {"residual": self.residual, "context": self.context, "bias": self.bias}
         self.averages = Averages(self.scorer, self.tables)
-        self._keep = 0.0
         self.popularity = Popularity.empty()
         self.calibration = Calibration()
         self.values = ValueScale()
@@ -140,37 +139,34 @@ class Learner:
 
     def _step(self, parts: list[tuple[Objective, float, Examples]], number: int) -> float:
         """One step of all objectives with their weights; returns the weighted loss."""
-        self._keep = self.averages.share(self.train.average, number)
+        keep = self.averages.share(self.train.average, number)
         self.optimizer.zero_grad(set_to_none=True)
         self.heads.zero_grad()
-        total = sum(weight * self._backward(objective, weight, examples) for objective, weight, examples in parts)
+        total = sum(weight * self._backward(objective, weight, examples, keep) for objective, weight, examples in parts)
         self.optimizer.step()
-        self.averages.take(self._keep)
+        self.averages.take(keep)
         self.heads.step()
         return total
 
-    def _backward(self, objective: Objective, weight: float, examples: Examples) -> float:
+    def _backward(self, objective: Objective, weight: float, examples: Examples, keep: float) -> float:
         """Gradients of the shared weights, and the rows' own steps; returns the loss."""
         if not len(examples):
             return 0.0
         step = objective.forward(examples)
         (step.loss if weight == 1 else weight * step.loss).backward()  # type: ignore[no-untyped-call]
-        gradient_RD, bias_R = step.vectors_RD.grad, step.bias_R.grad
-        if gradient_RD is not None and bias_R is not None:
-            for table, gradient, factor in (
-                (self.residual, gradient_RD, RESIDUAL_RATE),
-                (self.context, step.context_RD.grad, CONTEXT_RATE),
-                (self.bias, bias_R.unsqueeze(1), BIAS_RATE),
-            ):
-                if gradient is not None:  # a batch may have no history
-                    table.step(
-                        step.rows, gradient, step.shown_R,
-                        rate=factor * self.train.learning_rate, decay=self.train.weight_decay, keep=self._keep,
-                    )  # fmt: skip
-            if self.scorer.fusion is not None:
-                if step.cold_C is not None and step.cold_CD is not None and step.cold_CD.grad is not None:
-                    gradient_RD = gradient_RD.index_add(0, step.cold_C, step.cold_CD.grad)
-                self.content_steps.backward(step.rows, gradient_RD)
+        for table, gradient, factor in (
+            (self.residual, step.vectors_RD.grad, RESIDUAL_RATE),
+            (self.context, step.context_RD.grad, CONTEXT_RATE),
+            (self.bias, None if step.bias_R.grad is None else step.bias_R.grad.unsqueeze(1), BIAS_RATE),
+        ):
+            if gradient is not None:  # a batch may have no history
+                table.step(
+                    step.rows, gradient, step.shown_R,
+                    rate=factor * self.train.learning_rate, decay=self.train.weight_decay, keep=keep,
+                )  # fmt: skip
+        content_RD = step.content_gradient()
+        if content_RD is not None and self.scorer.fusion is not None:
+            self.content_steps.backward(step.rows, content_RD)
         return float(step.loss.detach())
 
     # -- what the examples are scored with

@@ -45,6 +45,13 @@ class Step:
     """… and their contents, as leaves: all that they were, so the encoders learn from them what becomes of such items,
     and not only that the untouched are what nobody took."""
 
+    def content_gradient(self) -> Tensor | None:
+        """The gradient of the rows' contents, (R, D), once the loss went backward; None where it met no item."""
+        gradient_RD = self.vectors_RD.grad
+        if gradient_RD is None or self.cold_C is None or self.cold_CD is None or self.cold_CD.grad is None:
+            return gradient_RD
+        return gradient_RD.index_add(0, self.cold_C, self.cold_CD.grad)
+
 
 class Objective:
     """What the objectives share: how examples become published vectors."""

@@ -9,9 +9,9 @@ from service.checkpoints import CheckpointStore
 from service.commands import CommandQueue
 from service.config import Config
 from service.engine import Engine
-from service.errors import NotReady, UnknownId
+from service.errors import NotReady
 from service.learning import Learning
-from service.live import KNOWN_ITEMS, Live
+from service.live import Live
 from service.status import status_of
 
 
@@ -64,24 +64,20 @@ class DaemonApp:
 
     def recommend(self, user_id: str, k: int, include_seen: bool) -> list[dict[str, Any]]:
         """The best `k` items for a user."""
-        if self._live.current is None:
-            raise NotReady("No version is served yet.", hint="Wait for the first phase, or see /readyz.")
-        return self._live.recommend(user_id, k=k, include_seen=include_seen)
+        return self._ready().recommend(user_id, k=k, include_seen=include_seen)
 
     def similar(self, item_id: str, k: int) -> list[dict[str, Any]]:
         """The `k` items most alike. Raises UnknownId."""
-        if self._live.current is None:
-            raise NotReady("No version is served yet.", hint="Wait for the first phase, or see /readyz.")
-        found = self._live.similar(item_id, k=k)
-        if found is None:
-            raise UnknownId(f"No item is known as {item_id!r}.", hint=KNOWN_ITEMS)
-        return found
+        return self._ready().similar(item_id, k=k)
 
     def explain(self, user_id: str, item_id: str) -> dict[str, Any]:
         """What the score of a pair is made of. Raises UnknownId."""
+        return self._ready().explain(user_id, item_id)
+
+    def _ready(self) -> Live:
         if self._live.current is None:
             raise NotReady("No version is served yet.", hint="Wait for the first phase, or see /readyz.")
-        return self._live.explain(user_id, item_id)
+        return self._live
 
     def command(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
         """Hands a verb to learning and waits for its answer."""
@@ -100,10 +96,7 @@ class LocalApp:
 
     def similar(self, item_id: str, k: int) -> list[dict[str, Any]]:
         """The `k` items most alike. Raises UnknownId."""
-        found = self._live.similar(item_id, k=k)
-        if found is None:
-            raise UnknownId(f"No item is known as {item_id!r}.", hint=KNOWN_ITEMS)
-        return found
+        return self._live.similar(item_id, k=k)
 
     def explain(self, user_id: str, item_id: str) -> dict[str, Any]:
         """What the score of a pair is made of. Raises UnknownId."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import structlog
 
 from service.engine import Engine
@@ -216,7 +215,7 @@ def _deleted(engine: Engine, version: int, kind: Kind) -> set[str]:
 
 def _of_today(engine: Engine, latest: Manifest) -> dict[str, Any]:
     kept = ("offsets", "cluster_id", "topic_ids", "watermark")
-    return {name: getattr(msgspec.structs.replace(latest), name) for name in kept} | settings(engine.config)
+    return {name: getattr(latest, name) for name in kept} | settings(engine.config)
 
 
 def _champion(engine: Engine) -> int:

@@ -176,10 +176,13 @@ class Live:
                 return []
             return self.current.overlay.recommend(user_id, k=k, include_seen=include_seen)
 
-    def similar(self, item_id: str, *, k: int) -> list[dict[str, Any]] | None:
-        """The `k` items most alike by cosine of the personal part; None if the item is unknown."""
+    def similar(self, item_id: str, *, k: int) -> list[dict[str, Any]]:
+        """The `k` items most alike by cosine of the personal part. Raises UnknownId."""
         with self.lock:
-            return None if self.current is None else self.current.overlay.similar(item_id, k=k)
+            found = None if self.current is None else self.current.overlay.similar(item_id, k=k)
+        if found is None:
+            raise UnknownId(f"No item is known as {item_id!r}.", hint=KNOWN_ITEMS)
+        return found
 
     def explain(self, user_id: str, item_id: str) -> dict[str, Any]:
         """Why a pair scores as it does: see `models.explain`. Raises UnknownId."""

@@ -81,6 +81,15 @@ def test_with_everything_on_a_resumed_run_ends_where_an_uninterrupted_one_does(o
     assert files[0].getvalue() == files[1].getvalue()
 
 
+def test_resumed_heads_keep_their_moments_and_take_the_settings_of_today() -> None:
+    learner, _ = learned(replace(PLAIN, auxiliary={"rating": 0.5}))
+    resumed = Learner(SPEC, replace(PLAIN, auxiliary={"rating": 0.5}, learning_rate=5e-3), world(SPEC), 0)
+    resumed.load_state_dict(learner.state_dict())
+    before, after = (one.state_dict()["auxiliary"]["rating"]["optimizer"] for one in (learner, resumed))
+    assert [group["lr"] for group in after["param_groups"]] == [5e-3]
+    assert after["state"][0]["exp_avg"].equal(before["state"][0]["exp_avg"])
+
+
 def test_gradients_reach_the_heads_and_the_shared_vectors() -> None:
     alone, _ = learned(PLAIN)
     for name in ("rating", "click"):
