@@ -37,7 +37,7 @@ from streams.simulator import Simulator, World
 from streams.simulator_messages import Message, messages
 from tests.daemon_process import Place
 
-EVENTS, MAX_EVENTS, PARTITIONS = 2_400, 400, 4
+EVENTS, MAX_EVENTS, PARTITIONS = 1_800, 300, 4
 SPOILED = 1_000
 """The candidate that learns the event at this place of the log comes out spoiled, and is refused."""
 GARBAGE = b"{not an event"
@@ -141,7 +141,7 @@ def place_on(feed: Feed, directory: Path, *, broker: str, redis_url: str) -> Pla
         kafka={**kafka, "dead_letter_topic": "", "partition_idle_s": 600.0},
         phase={"max_events": MAX_EVENTS, "max_wait_s": 3600.0},
         model={"history": 5},
-        train={"batch": 32, "learning_rate": 0.03, "replay_ratio": 0.5},
+        train={"batch": 64, "learning_rate": 0.03, "replay_ratio": 0.5},
         # a shadow's weights and figures have to come back just the same
         shadow={"train": {"learning_rate": 0.01, "replay_ratio": 1.0}, "model": {"fusion": "sum"}},
         evaluate={"k": 10, "max_per_phase": 60},
