@@ -1,4 +1,4 @@
-"""Daemons that are killed: real processes on a stream that is all there, and what must be equal when the last is done.
+"""Daemons that are killed: real processes on a stream that is all there.
 
 A process that a test kills is forked from one that has imported torch already (`forkserver` of the standard library),
 so that dozens fit into a minute. Whatever it is killed at, the next one goes on with the same files and servers.
@@ -21,18 +21,12 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from models.learner import Learner, LearnReport
-from models.memory import Memory
-from models.serving import Snapshot
 from service import crash_points
-from service.checkpoints import CheckpointStore
-from service.phase_log import PhaseLine
 from streams.kafka_producer import EventProducer
-from streams.redis_keys import Pointer, vector_bytes
 from streams.simulator import Simulator, World
 from streams.simulator_messages import Message, messages
 from tests.daemon_process import Place
@@ -249,183 +243,3 @@ def _spoil_one_candidate() -> None:
                 weights.data.neg_()
 
     Learner.learn = spoiling  # type: ignore[method-assign]
-
-
-# What must be equal
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """All that a run has learned after a phase and that a crash may not change: not version numbers and clocks."""
-
-    phase: int
-    state: dict[str, Any]
-    """Weights, optimizer, random numbers, counts, the judge's windows, the partitions' maxima."""
-    segments: dict[str, bytes]
-    """Vocabulary, contents, events, remembered event ids."""
-    line: dict[str, Any]
-
-
-def outcomes(place: Place) -> dict[int, Outcome]:
-    """Of every phase whose checkpoint is kept, by its number; verified while it is read."""
-    store = CheckpointStore(place.state_dir, keep_versions=2)
-    return {one.phase: one for one in (_outcome(store, manifest.version) for manifest in store.lineage())}
-
-
-def latest_outcome(place: Place) -> Outcome | None:
-    """Of the phase that the next start goes on from; None before the first."""
-    store = CheckpointStore(place.state_dir, keep_versions=2)
-    latest = store.latest()
-    return None if latest is None else _outcome(store, latest)
-
-
-def _outcome(store: CheckpointStore, version: int) -> Outcome:
-    checkpoint = store.load(version)
-    line = checkpoint.manifest.line
-    assert line is not None
-    return Outcome(
-        phase=line.phase,
-        state=checkpoint.state,
-        segments={name: b"".join(chunks) for name, chunks in checkpoint.segments.items()},
-        line=_timeless(line),
-    )
-
-
-def differences(one: Outcome, other: Outcome) -> list[str]:
-    """Where two runs differ after the same phase, bit for bit."""
-    return [
-        f"phase {one.phase}: {what}"
-        for name in ("state", "segments", "line")
-        for what in _unequal(getattr(one, name), getattr(other, name), name)
-    ]
-
-
-def log_differences(place: Place, other: Place) -> list[str]:
-    """Where the `phases.jsonl` of two runs differ, clocks and version numbers aside."""
-    mine, theirs = ([_timeless(line) for line in one.lines()] for one in (place, other))
-    return list(_unequal(mine, theirs, "phases.jsonl"))
-
-
-def _timeless(line: PhaseLine) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.to_builtins(line)
-    plain["published_at"] = line.published_at is not None
-    return {name: value for name, value in plain.items() if name not in ("version", "opened_at", "closed_at", "stages")}
-
-
-def _unequal(one: Any, other: Any, where: str) -> Iterable[str]:
-    if type(one) is not type(other):
-        yield f"{where}: {type(one).__name__} and {type(other).__name__}"
-    elif isinstance(one, torch.Tensor):
-        if one.dtype != other.dtype or one.shape != other.shape or one.numpy().tobytes() != other.numpy().tobytes():
-            yield f"{where}: tensors differ"
-    elif isinstance(one, dict):
-        if one.keys() != other.keys():
-            yield f"{where}: keys {sorted(map(str, one.keys() ^ other.keys()))}"
-        for key in one.keys() & other.keys():
-            yield from _unequal(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        if len(one) != len(other):
-            yield f"{where}: {len(one)} and {len(other)} entries"
-        for number, (left, right) in enumerate(zip(one, other, strict=False)):
-            yield from _unequal(left, right, f"{where}[{number}]")
-    elif one != other and not (one != one and other != other):
-        yield f"{where}: {str(one)[:60]!r} and {str(other)[:60]!r}"
-
-
-# A ledger from outside
-
-
-def faults(place: Place, feed: Feed) -> list[str]:
-    """What the books do not account for: offsets in no phase or in two, events not learned or learned twice."""
-    return [*_faults_of_lines(place, feed), *_faults_of_log(place, feed)]
-
-
-def _faults_of_lines(place: Place, feed: Feed) -> Iterable[str]:
-    lines, topic = place.lines(), feed.topics["interactions"]
-    if [line.phase for line in lines] != list(range(1, len(lines) + 1)):
-        yield f"phases {[line.phase for line in lines]}"
-    for before, after in itertools.pairwise(lines):
-        if after.start != before.end:
-            yield f"phase {after.phase} starts where phase {before.phase} does not end"
-    for line in lines:
-        passed = sum(end - line.start[topic][p] for p, end in line.end[topic].items())
-        booked = line.events + line.duplicates + line.rejected + line.skipped + line.lost
-        if passed != booked or min(line.events, line.duplicates, line.rejected, line.skipped, line.lost) < 0:
-            yield f"phase {line.phase} passed {passed} offsets and booked {booked}"
-    for name, wanted in (
-        ("events", len(feed.interactions())),
-        ("duplicates", feed.repeated),
-        ("rejected", feed.unusable),
-        ("skipped", 0),
-        ("lost", 0),
-        ("items", sum(m.kind == "items" for m in feed.sent)),
-        ("users", sum(m.kind == "users" for m in feed.sent)),
-    ):
-        counted = sum(getattr(line, name) for line in lines)
-        if counted != wanted:
-            yield f"{counted} {name} booked of {wanted}"
-    sent = sum(m.kind == "interactions" for m in feed.sent)
-    if lines and (sum(lines[0].start[topic].values()), sum(lines[-1].end[topic].values())) != (0, sent):
-        yield f"the phases do not reach from 0 to {sent}"
-
-
-def _faults_of_log(place: Place, feed: Feed) -> Iterable[str]:
-    remembered = _memory(place)
-    log = remembered.view()
-    learned = Counter(
-        (remembered.users.ids[user] if user >= 0 else None, remembered.items.ids[item] if item >= 0 else None, time)
-        for user, item, time in zip(log.user.tolist(), log.item.tolist(), log.time.tolist(), strict=True)
-    )
-    if missing := feed.interactions() - learned:
-        yield f"{missing.total()} events were not learned"
-    if too_many := learned - feed.interactions():
-        yield f"{too_many.total()} events were learned that should not, or twice"
-
-
-def _memory(place: Place) -> Memory:
-    store = CheckpointStore(place.state_dir, keep_versions=2)
-    segments: dict[str, Any] = dict(store.load(store.latest() or 0).segments)
-    segments.pop("event_ids", None)
-    return Memory.restore(place.config.model, place.config.train.actions, segments)
-
-
-def pointer_faults(place: Place) -> list[str]:
-    """Whether readers, at this very moment, find less than the pointer promises."""
-    with place.sink() as sink:
-        pointer = sink.pointer()
-        if pointer is None:
-            return []
-        found = {kind: sink.count(pointer.version, kind) for kind in ("items", "users")}
-    short = [kind for kind, there in found.items() if there < getattr(pointer, kind)]
-    return [f"version {pointer.version} lacks {kind}: {found}" for kind in short]
-
-
-def publication_faults(place: Place) -> list[str]:
-    """Whether readers find the champion, whole, and vectors that its weights give."""
-    store = CheckpointStore(place.state_dir, keep_versions=2)
-    champion, latest = store.champion(), store.latest()
-    assert champion is not None
-    with place.sink() as sink:
-        pointer = sink.pointer()
-        if pointer is None or pointer.version != champion:
-            return [f"the pointer is at {pointer and pointer.version}, not at {champion}"]
-        memory = _memory(place)
-        snapshot = Snapshot.build(
-            place.config.model, store.load(champion).state["trainer"]["learner"], memory, version=champion
-        )
-        found = [*pointer_faults(place)]
-        for kind, ids in (("items", snapshot.item_ids), ("users", snapshot.user_ids())):
-            stored = sink.read(champion, kind, ids)  # type: ignore[arg-type]
-            if None in stored:
-                found.append(f"{stored.count(None)} {kind} are not there")
-            elif champion == latest:
-                wanted = snapshot.vectors(kind)  # type: ignore[arg-type]
-                if [vector_bytes(row) for row in wanted] != stored:
-                    found.append(f"the {kind}' vectors are not those of version {champion}")
-        found += _leftovers(sink.versions(), pointer)
-    return found
-
-
-def _leftovers(versions: set[int], pointer: Pointer) -> list[str]:
-    # The one before lives on for its grace period; any other was cut short and swept, or is about to expire too.
-    return [] if pointer.version in versions else [f"version {pointer.version} has no keys"]

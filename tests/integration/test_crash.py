@@ -2,7 +2,7 @@
 uninterrupted run, bit for bit.
 
 Daemons are real processes on real servers, over four partitions. What they leave is compared, phase by phase, with what
-a daemon left that nobody killed; the books are kept from outside. tests/crash_harness.py has the how.
+a daemon left that nobody killed; the books are kept from outside. The files tests/crash_*.py have the how.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pathlib import Path
 import pytest
 
 from service.crash_points import POINTS
-from tests import crash_harness as harness
-from tests.crash_harness import Feed, Life, Outcome, live, place_on, run_to_the_end
+from tests import crash_ledger as ledger
+from tests.crash_harness import EVENTS, Feed, Life, live, place_on, run_to_the_end
+from tests.crash_outcomes import Outcome, differences, latest_outcome, log_differences, outcomes
 from tests.daemon_process import Place
 from tests.servers import Broker, kafka_kinds, new_redis, redis_kinds
 
@@ -48,7 +49,7 @@ class Servers:
     redis_url: str
     directory: Path
 
-    def feed(self, *, events: int = harness.EVENTS) -> Feed:
+    def feed(self, *, events: int = EVENTS) -> Feed:
         """A stream on new topics, not sent yet."""
         name = f"crash-{next(_numbers)}-{os.getpid()}"
         return Feed.sample({kind: f"{name}-{kind}" for kind in ("interactions", "items", "users")}, events=events)
@@ -88,26 +89,26 @@ def reference(servers: Servers) -> Reference:
     Life(place).kill()  # so that what follows need not wait for the imports
     started = time.monotonic()
     run_to_the_end(place)
-    return Reference(feed, place, harness.outcomes(place), time.monotonic() - started)
+    return Reference(feed, place, outcomes(place), time.monotonic() - started)
 
 
 def faults_so_far(place: Place, reference: Reference) -> list[str]:
     """What is wrong while nobody runs: what is learned differs, or readers find a torn version."""
-    found = harness.pointer_faults(place)
-    now = harness.latest_outcome(place)
-    return found if now is None else found + harness.differences(now, reference.after[now.phase])
+    found = ledger.pointer_faults(place)
+    now = latest_outcome(place)
+    return found if now is None else found + differences(now, reference.after[now.phase])
 
 
 def faults_at_the_end(place: Place, reference: Reference) -> list[str]:
     last = max(reference.after)
-    now = harness.latest_outcome(place)
+    now = latest_outcome(place)
     if now is None or now.phase != last:
         return [f"it ended after phase {now and now.phase}, not {last}"]
     return [
-        *harness.differences(now, reference.after[last]),
-        *harness.log_differences(place, reference.place),
-        *harness.faults(place, reference.feed),
-        *harness.publication_faults(place),
+        *differences(now, reference.after[last]),
+        *log_differences(place, reference.place),
+        *ledger.faults(place, reference.feed),
+        *ledger.publication_faults(place),
     ]
 
 
@@ -161,12 +162,12 @@ def test_killed_in_the_last_phase_its_version_is_served_by_the_next_start(server
     feed.send(servers.broker.producer)
     place = servers.place(feed)
     assert live(place, die_at=f"{point}:2") == KILLED
-    assert harness.pointer_faults(place) == []
+    assert ledger.pointer_faults(place) == []
     run_to_the_end(place)
     assert [line.decision for line in place.lines()] == ["promoted", "promoted"]
     assert all(line.published_at is not None for line in place.lines())
-    assert harness.publication_faults(place) == []
-    assert harness.faults(place, feed) == []
+    assert ledger.publication_faults(place) == []
+    assert ledger.faults(place, feed) == []
 
 
 def test_killed_in_the_middle_of_learning_it_learns_the_phase_anew(servers: Servers, reference: Reference) -> None:
@@ -206,7 +207,7 @@ def test_killed_while_it_forgets_it_forgets_all_the_same(servers: Servers, point
     sent = feed.send(servers.broker.producer)
     place = servers.place(feed)
     run_to_the_end(place)
-    before = harness.latest_outcome(place)
+    before = latest_outcome(place)
     assert before is not None
     assert all(one.encode() in before.segments["vocabulary"] for one in (user, item))
 
@@ -216,9 +217,9 @@ def test_killed_while_it_forgets_it_forgets_all_the_same(servers: Servers, point
     feed.send(servers.broker.producer, since=sent)
     assert live(place, die_at=point) == KILLED
     run_to_the_end(place)
-    assert harness.faults(place, feed) == []
-    assert harness.publication_faults(place) == []
-    after = harness.latest_outcome(place)
+    assert ledger.faults(place, feed) == []
+    assert ledger.publication_faults(place) == []
+    after = latest_outcome(place)
     assert after is not None
     for one in (user, item):
         assert not any(one.encode() in content for content in after.segments.values())
