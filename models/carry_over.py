@@ -7,6 +7,7 @@ user that has none of the added features keeps its vector: the fusion masks what
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import torch
@@ -75,5 +76,9 @@ def _optimizer(state: dict[str, Any], old: Scorer, new: Scorer, kept: set[str]) 
         for at, (name, _) in enumerate(new.named_parameters())
         if name in kept and places[name] in state["state"]
     }
-    (group,) = state["param_groups"]
-    return {"state": moments, "param_groups": [{**group, "params": list(range(len(list(new.parameters()))))}]}
+    places_left = itertools.count()
+    groups = [
+        {**group, "params": list(itertools.islice(places_left, len(parameters)))}
+        for group, parameters in zip(state["param_groups"], new.parameter_groups(), strict=True)
+    ]
+    return {"state": moments, "param_groups": groups}

@@ -38,6 +38,8 @@ Ints = NDArray[np.int64]
 
 BLOCK = 1024
 """New events between two refreshes of contents, popularity and scales: a long phase learns as several short ones."""
+ENCODER_RATE = 0.3
+"""How much smaller the steps of the item encoders are: they have hundreds of inputs, and most say nothing."""
 RESIDUAL_RATE = 10.0
 """How much larger an item's own first steps are than those of the shared weights: few examples are about it."""
 CONTEXT_RATE = 10.0
@@ -96,7 +98,11 @@ class Learner:
 
     def _new_optimizer(self) -> torch.optim.AdamW:
         rate, decay = self.train.learning_rate, self.train.weight_decay
-        return torch.optim.AdamW(self.scorer.parameters(), lr=rate, weight_decay=decay, fused=True)
+        groups = [
+            {"params": list(group), "lr": rate * factor}
+            for group, factor in zip(self.scorer.parameter_groups(), (ENCODER_RATE, 1.0), strict=True)
+        ]
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
 
     # -- learning
 
@@ -248,9 +254,11 @@ class Learner:
         """Go on exactly where `state` was taken. Raises `RuntimeError` where its shapes are another model's."""
         self.averages.load(state["scorer"], state["learning"])
         self.optimizer = self._new_optimizer()
+        settings = [(group["lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        for group in self.optimizer.param_groups:  # moments are of the state, settings of the configuration
-            group.update(lr=self.train.learning_rate, weight_decay=self.train.weight_decay)
+        # moments are of the state, settings of the configuration
+        for group, (rate, decay) in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(lr=rate, weight_decay=decay)
         for name, table in self.tables.items():
             table.load(state[name])
         self.popularity = popularity_from(state)

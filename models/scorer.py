@@ -64,6 +64,11 @@ class Scorer(nn.Module):
         if spec.head == "mlp":
             self.head.extend((nn.Linear(2 * spec.dim, HEAD_WIDTH), nn.Linear(HEAD_WIDTH, 1)))
 
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The item encoders' parameters and all others: together those of `parameters`, in its order."""
+        encoders = list(self.encoders.parameters())
+        return encoders, list(self.parameters())[len(encoders) :]
+
     @property
     def extras(self) -> int:
         """How many dimensions follow the personal ones in a published vector."""

@@ -101,7 +101,7 @@ def test_gradients_reach_the_heads_and_the_shared_vectors() -> None:
 
 
 def test_an_auxiliary_rating_learns_the_values_that_ranking_does_not_look_at() -> None:
-    learner, _ = learned(replace(PLAIN, auxiliary={"rating": 1.0}), passes=20)
+    learner, _ = learned(replace(PLAIN, auxiliary={"rating": 1.0}), passes=30)
     objective = learner.tasks[1][0]
     log = learner.memory.log.view(shared_tail=True)
     examples = objective.examples(log, np.arange(60, EVENTS), np.arange(0))

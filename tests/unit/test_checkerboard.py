@@ -11,7 +11,7 @@ from tests.unit.scorer_cases import ACTIONS, CASES, Case, case_id, snapshot_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PASSES = 60
+PASSES = 120
 """Over the checkerboard's events, 120 to 216 of them; fewer where all is learned before."""
 LOOK = 5
 """Passes between two looks."""
@@ -61,7 +61,7 @@ def test_on_a_checkerboard_the_withheld_item_comes_first(case: Case) -> None:
     batch, withheld = checkerboard(objective)
     positions = memory.append(batch)
     # few steps over few items: hiding much of what is learned would take many more
-    train = TrainSpec(batch=64, learning_rate=1e-2, dropout=0.1, id_dropout=0.1, actions=ACTIONS)
+    train = TrainSpec(batch=64, learning_rate=2e-2, dropout=0.1, id_dropout=0.1, actions=ACTIONS)
     learner = Learner(spec, train, memory, 0)
     missed: str | None = ""
     for passed in range(1, PASSES + 1):

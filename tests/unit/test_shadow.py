@@ -117,8 +117,8 @@ def test_it_begins_where_the_main_learner_is_with_its_own_settings(tmp_path: Pat
     state = shadow_state(begun)["learner"]
     assert_same(begun.learner.state_dict()["scorer"], state["scorer"])
     assert begun.shadow is not None
-    assert begun.shadow.learner.optimizer.param_groups[0]["lr"] == 1e-2, "of the state's optimizer only the moments"
-    assert begun.learner.optimizer.param_groups[0]["lr"] == config_of(tmp_path).train.learning_rate
+    assert begun.shadow.learner.optimizer.param_groups[-1]["lr"] == 1e-2, "of the state's optimizer only the moments"
+    assert begun.learner.optimizer.param_groups[-1]["lr"] == config_of(tmp_path).train.learning_rate
     other = Trainer.restore(config_of(tmp_path, OTHER_MODEL), begun.state_dict(), chunks, None)
     assert shadow_state(other)["learner"]["steps"] == 0, "another [model] has nothing to begin with"
     other.judge(phase(other, 1))
@@ -262,7 +262,7 @@ def test_promoted_by_hand_it_is_served_and_learned_on_from(tmp_path: Path) -> No
         assert pointer.version == said["version"] == engine.store.champion() == engine.store.latest()
         assert not engine.hold.held
         now = engine.trainer.learner.state_dict()
-        assert now["optimizer"]["param_groups"][0]["lr"] == config.train.learning_rate
+        assert now["optimizer"]["param_groups"][-1]["lr"] == config.train.learning_rate
         for state in (now, mine):
             del state["optimizer"]["param_groups"]
         assert_same(now, mine)
