@@ -162,7 +162,10 @@ def _by_user(
     without.item_BL[np.arange(len(places)), places] = -1
     rows = np.repeat(local, len(places) + 1)
     rows[-1] = -1  # the last is without the user's features
-    lost_N = score - _score(overlay, overlay.vectors_of(without, rows), item_V)
+    without_NV = overlay.vectors_of(without, rows)
+    if snapshot.spec.objective == "rating":
+        without_NV[:, -1] = user_V[-1]  # what an event does to the user's mean is in `mean`
+    lost_N = score - _score(overlay, without_NV, item_V)
     if snapshot.spec.user_features:
         parts["features"] = float(lost_N[-1])
     events = [

@@ -6,7 +6,7 @@ Shape suffixes: B users or examples, L places of a history, newest first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,8 @@ class Histories:
             "valued_BL": np.isfinite(self.value_BL),
             "length_B": length_bucket(self.count_B),
         }
-        return HistoryTensors(**{name: torch.from_numpy(array).to(device) for name, array in values.items()})
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in values.items()}
+        return HistoryTensors(**tensors, mean=scale.mean, deviation=scale.deviation)
 
 
 @dataclass
@@ -127,6 +128,17 @@ class HistoryTensors:
     valued_BL: Tensor
     length_B: Tensor
     """Bucket of the length of the whole history, below `LENGTHS`."""
+    mean: float
+    """What `value_BL` is relative to …"""
+    deviation: float
+    """… and in units of."""
+
+    def newest(self, length: int) -> HistoryTensors:
+        """The same with no more than so many places."""
+        if self.item_BL.shape[1] <= length:
+            return self
+        names = ("item_BL", "mask_BL", "action_BL", "gap_BL", "value_BL", "valued_BL")
+        return replace(self, **{name: getattr(self, name)[:, :length] for name in names})
 
 
 GAPS = 32

@@ -22,7 +22,7 @@ class RowTable:
     def __init__(self, dim: int, device: torch.device | str) -> None:
         self.values = torch.zeros(0, dim, device=device)
         self.power = torch.zeros(0, device=device)
-        """Sum of each row's mean squared gradients."""
+        """Sum of each row's mean squared gradients; of a row that is a mean of errors, how many these are."""
         self.average = torch.zeros(0, dim, device=device)
         """An exponential average of the values over steps: what is served. Of each row as of its last step; see
         `settle`."""
@@ -73,6 +73,18 @@ class RowTable:
         self.average[index] = torch.lerp(newer_RD, average_RD, keep)
         self._log_kept += math.log(keep)
         self._kept[index] = self._log_kept
+
+    @torch.no_grad()
+    def take(self, rows_R: Tensor, error_R: Tensor, count_R: Tensor, *, prior: float) -> None:
+        """x ← x + Σ errors / (prior + n): rows (R, 1) as the means of all n errors that they ever had, shrunken.
+
+        Each error is one from x as it was. x is the posterior mean of what is behind them, where its variance is that
+        of an error over `prior`; so it is an average already, and is served as it is.
+        """
+        power_R = self.power[rows_R] + count_R
+        self.power[rows_R] = power_R
+        self.values[rows_R] += (error_R / (prior + power_R)).unsqueeze(1)
+        self.average[rows_R] = self.values[rows_R]
 
     @torch.no_grad()
     def settle(self) -> None:

@@ -40,12 +40,12 @@ BLOCK = 1024
 """New events between two refreshes of contents, popularity and scales: a long phase learns as several short ones."""
 ENCODER_RATE = 0.3
 """How much smaller the steps of the item encoders are: they have hundreds of inputs, and most say nothing."""
-RESIDUAL_RATE = 10.0
-"""How much larger an item's own first steps are than those of the shared weights: few examples are about it."""
 CONTEXT_RATE = 10.0
-"""The same of what it says in a history."""
+"""How much larger the first steps of what an item says in a history are than those of the shared weights."""
 BIAS_RATE = 100.0
 """The same of its bias, which has the scores' own scale and not that of one of many coordinates."""
+BIAS_PRIOR = 3.0
+"""Where a bias is a mean of errors, of how many errors of 0 too: the variance of one over that of items' means."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,12 @@ class Learner:
         """What is learned, each with its weight; the main objective first."""
         self.tasks += [(AUXILIARY[name](self, self.heads[name]), weight) for name, weight in train.auxiliary.items()]
 
+    @property
+    def _shared_rate(self) -> float:
+        return self.train.learning_rate * OBJECTIVES[self.spec.objective].shared_rate
+
     def _new_optimizer(self) -> torch.optim.AdamW:
-        rate, decay = self.train.learning_rate, self.train.weight_decay
+        rate, decay = self._shared_rate, self.train.weight_decay
         groups = [
             {"params": list(group), "lr": rate * factor}
             for group, factor in zip(self.scorer.parameter_groups(), (ENCODER_RATE, 1.0), strict=True)
@@ -160,10 +164,14 @@ class Learner:
             return 0.0
         step = objective.forward(examples)
         (step.loss if weight == 1 else weight * step.loss).backward()  # type: ignore[no-untyped-call]
+        bias_R1 = None if step.bias_R.grad is None else step.bias_R.grad.unsqueeze(1)
+        if step.rows is not None and step.error_R is not None and step.count_R is not None:
+            self.bias.take(step.rows, step.error_R, step.count_R, prior=BIAS_PRIOR)
+            bias_R1 = None
         for table, gradient, factor in (
-            (self.residual, step.vectors_RD.grad, RESIDUAL_RATE),
+            (self.residual, step.vectors_RD.grad, objective.residual_rate),
             (self.context, step.context_RD.grad, CONTEXT_RATE),
-            (self.bias, None if step.bias_R.grad is None else step.bias_R.grad.unsqueeze(1), BIAS_RATE),
+            (self.bias, bias_R1, BIAS_RATE),
         ):
             if gradient is not None:  # a batch may have no history
                 table.step(
@@ -216,6 +224,8 @@ class Learner:
         features = self.popularity.features(rows, now - self.memory.announced)
         self.features = torch.from_numpy(features).to(self.device)
         self.contents = catalogue.encode(self.scorer, self.memory.item_features, rows, self.device)
+        if self.scorer.regression is not None:
+            self.scorer.regression.observe((self.contents + self.residual.values)[self.popularity.first >= 0])
 
     def _finite(self) -> bool:
         tensors = [*self.scorer.parameters(), *(table.values for table in self.tables.values())]

@@ -44,6 +44,10 @@ class Step:
     cold_CD: Tensor | None = None
     """… and their contents, as leaves: all that they were, so the encoders learn from them what becomes of such items,
     and not only that the untouched are what nobody took."""
+    error_R: Tensor | None = None
+    """Sums of new errors of each row, in the scores' units, which its bias is a shrunken mean of …"""
+    count_R: Tensor | None = None
+    """… and how many they are. None: biases learn by gradient, as the rest does."""
 
     def content_gradient(self) -> Tensor | None:
         """The gradient of the rows' contents, (R, D), once the loss went backward; None where it met no item."""
@@ -56,6 +60,13 @@ class Step:
 class Objective:
     """What the objectives share: how examples become published vectors."""
 
+    shared_rate = 1.0
+    """The shared weights' learning rate, relative to the configured one."""
+    residual_rate = 10.0
+    """How much larger an item's own first steps are than those of the shared weights: few examples are about it."""
+    drops_ids = True
+    """Whether what an item has of its own is hidden from some steps."""
+
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
 
@@ -66,7 +77,7 @@ class Objective:
     def examples(self, log: LogView, fresh: Ints, replayed: Ints) -> Examples:
         """Those of the new and of the replayed events that are usable."""
         fresh, replayed = self.usable(log, fresh), self.usable(log, replayed)
-        return Examples.build(log, self.learner.popularity, fresh, replayed, self.learner.spec.history)
+        return Examples.build(log, self.learner.popularity, fresh, replayed, self.learner.spec.events_read)
 
     def calibrate(self, log: LogView, positions: Ints) -> None:
         """Fit the scales on events that are about to be learned; nothing unless it ranks."""
@@ -91,7 +102,7 @@ class Objective:
         shown_R = admitted
         if contents_RD is None:
             contents_RD = learner.contents[index]
-        dropout = 0.0 if target_B is None else learner.train.id_dropout
+        dropout = 0.0 if target_B is None or not self.drops_ids else learner.train.id_dropout
         if target_B is not None:
             contents_RD = learner.content_steps.disturbed(rows, contents_RD, target_B)
         if dropout > 0:
@@ -104,19 +115,28 @@ class Objective:
         return vectors_RD, bias_R, shown_R, context_RD
 
     def users(
-        self, examples: Examples, history: HistoryTensors, vectors_RD: Tensor, features_RK: Tensor, *, training: bool
+        self,
+        examples: Examples,
+        history: HistoryTensors,
+        vectors_RD: Tensor,
+        features_RK: Tensor,
+        *,
+        item_RV: Tensor | None = None,
+        training: bool,
     ) -> Tensor:
-        """Published user vectors of the examples, (B, V); `history` holds indices into the given rows."""
+        """Published user vectors of the examples, (B, V); `history` holds indices into the given rows.
+
+        `item_RV`, their published vectors, are needed where the model is one of ratings.
+        """
         learner = self.learner
         profiles = None
         if learner.spec.user_features:
             profiles = catalogue.gather(learner.memory.user_features, examples.user_B, learner.device)
-        base = learner.values.shrunken_mean(examples.histories).astype(np.float32)
         # the weights learn unscaled: scales are put on top of them when served, and would only be learned around
         scales = torch.ones(SCALES, device=learner.device)
         return learner.scorer.users(
             vectors_RD[history.item_BL], features_RK[history.item_BL], history, scales, profiles=profiles,
-            base_B=torch.from_numpy(base).to(learner.device),
+            items_BLV=None if learner.scorer.regression is None or item_RV is None else item_RV[history.item_BL],
             dropout=learner.train.dropout if training else 0.0, generator=learner.generator if training else None,
         )  # fmt: skip
 

@@ -10,14 +10,14 @@ from torch import nn
 from models.click_objective import Click
 from models.objective import Objective
 from models.ranking_objective import Ranking
-from models.rating_objective import Rating
+from models.rating_objective import Rating, Values
 from models.spec import Auxiliary
 
 if TYPE_CHECKING:
     from models.learner import Learner
 
-OBJECTIVES: dict[str, Callable[[Learner], Objective]] = {"ranking": Ranking, "rating": Rating, "click": Click}
+OBJECTIVES: dict[str, type[Objective]] = {"ranking": Ranking, "rating": Rating, "click": Click}
 """Objectives by the name that `[model] objective` gives them."""
 
-AUXILIARY: dict[Auxiliary, Callable[[Learner, nn.Module], Objective]] = {"rating": Rating, "click": Click}
+AUXILIARY: dict[Auxiliary, Callable[[Learner, nn.Module], Objective]] = {"rating": Values, "click": Click}
 """Those that can be learned beside another, by the name that `[train] auxiliary` gives them."""

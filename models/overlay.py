@@ -417,12 +417,15 @@ class Overlay:
             histories, local,
             vectors_BLD=vectors_BLD,
             features_BLK=self._gather(rows, snapshot.features_NK, self._features),
+            items_BLV=(
+                None if snapshot.scorer.regression is None else self._gather(rows, snapshot.vectors_NV, self._published)
+            ),
             profiles=self._profiles,
         )  # fmt: skip
 
     def _histories(self, tails: Ints, base: Ints) -> Histories:
         """Histories of what came since, then of what the snapshot knows."""
-        length = self.snapshot.spec.history
+        length = self.snapshot.spec.events_read
         newer = Histories.from_log(self._log.view(shared_tail=True), tails, length)
         histories = newer.followed_by(self.snapshot.histories(base))
         if self._gone_items:

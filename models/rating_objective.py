@@ -12,12 +12,12 @@ from torch import Tensor
 from models import losses
 from models.event_log import LogView
 from models.examples import Examples
-from models.objective import Ints
+from models.objective import Ints, Step
 from models.pair_objective import Pairs
 
 
-class Rating(Pairs):
-    """Squared error of the value; the user's vector carries their shrunken mean."""
+class Values(Pairs):
+    """Squared error of the value, beside another objective: what its head adds to the user's shrunken mean."""
 
     def usable(self, log: LogView, positions: Ints) -> Ints:
         """Events with a value, of any action that counts."""
@@ -32,3 +32,34 @@ class Rating(Pairs):
     def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
         """MSE."""
         return losses.mse(score_B, torch.from_numpy(examples.value_B).to(score_B.device))
+
+
+class Rating(Values):
+    """Squared error of the value, in standard deviations, of what `models.value_regression` foresees.
+
+    Each value is learned from once, when it is new. An item's bias is the shrunken mean of what its values are above
+    what was foreseen without it, which would count a replayed value twice; and vectors that met the same pairs again
+    learned to foresee them, and trusted histories more than new pairs allow.
+    """
+
+    # one value says little: at the full rate the weights followed the noise and did worse than none learned
+    shared_rate = 0.1
+    residual_rate = 1.0
+    drops_ids = False
+
+    def examples(self, log: LogView, fresh: Ints, replayed: Ints) -> Examples:
+        """The new events alone."""
+        return super().examples(log, fresh, replayed[:0])
+
+    def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
+        """MSE of standardised values."""
+        return super().loss(examples, score_B) / self.learner.values.deviation**2
+
+    def settled(self, step: Step, examples: Examples, score_B: Tensor, target_B: Tensor) -> Step:
+        """With the errors that move the targets' biases."""
+        value_B = torch.from_numpy(examples.value_B).to(score_B.device)
+        error_B = (value_B - score_B.detach()) / self.learner.values.deviation
+        zero_R = torch.zeros_like(step.bias_R.detach())
+        step.error_R = zero_R.index_add(0, target_B, error_B)
+        step.count_R = zero_R.index_add(0, target_B, torch.ones_like(error_B))
+        return step

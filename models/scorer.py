@@ -1,12 +1,13 @@
 """The scorer: how an item and a user become the two vectors whose dot product is the score.
 
-    score(u, i) = s_len · ⟨u, e_i⟩ + s_bias · b_i + s_pop · (⟨q_u, P_i⟩ + a_i)   [+ the user's base, for ratings]
+    score(u, i) = s_len · ⟨u, e_i⟩ + s_bias · b_i + s_pop · (⟨q_u, P_i⟩ + a_i)
 
 e_i is the item's content plus its own residual, b_i its bias; u reads e_h plus a context vector of each item h of the
 history; P_i and a_i come from how popular and how old the item is, and q_u from how popular and old the user's recent
 items were. The s are calibration: fitted on events before the weights learn from them, and so is what an item that
 nobody has touched is given on top of its a_i. Published, an item is
-[e | b, a, P (, 1)] and a user [s_len u | s_bias, s_pop, s_pop q (, base)].
+[e | b, a, P (, 1)] and a user [s_len u | s_bias, s_pop, s_pop q (, base)]. For ratings, the user's vector is what
+`models.value_regression` makes of this one (with no scales) and of the values that the user gave.
 
 Shape suffixes: B users or examples, N items, L places of a history, D vector size, E extras, K popularity features.
 """
@@ -26,6 +27,7 @@ from models.histories import LENGTHS, HistoryTensors
 from models.popularity import FEATURES, HALF_LIVES, NEVER_SEEN
 from models.spec import ModelSpec
 from models.user_tower import UserTower
+from models.value_regression import ValueRegression
 
 POPULARITY_DIM = 6
 """Size of P_i."""
@@ -63,6 +65,12 @@ class Scorer(nn.Module):
         self.head = nn.ModuleList()
         if spec.head == "mlp":
             self.head.extend((nn.Linear(2 * spec.dim, HEAD_WIDTH), nn.Linear(HEAD_WIDTH, 1)))
+        self.regression = ValueRegression(spec.dim, dot=spec.head == "dot") if spec.objective == "rating" else None
+        if self.regression is not None:
+            # values start as those that users and items have on average, so that what is learned has to better that
+            for layer in (self.item_popularity[-1], *self.head[1:]):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The item encoders' parameters and all others: together those of `parameters`, in its order."""
@@ -128,16 +136,18 @@ class Scorer(nn.Module):
         scales: Tensor,
         *,
         profiles: Features | None = None,
-        base_B: Tensor | None = None,
+        items_BLV: Tensor | None = None,
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Published vectors of users, (B, D + E), from the vectors and popularity features of their histories'
-        items."""
+        items. `items_BLV`: the published vectors of these, which only ratings need."""
         features = self._profile(profiles) if profiles else None
-        u_BD = self.tower(x_BLD, inputs, features, dropout=dropout, generator=generator)
-        mask_BL1 = inputs.mask_BL.unsqueeze(-1)
-        mean_BK = (popularity_BLK * mask_BL1).sum(1) / mask_BL1.sum(1).clamp(min=1)
+        read = self.spec.history
+        recent = inputs.newest(read)
+        u_BD = self.tower(x_BLD[:, :read], recent, features, dropout=dropout, generator=generator)
+        mask_BL1 = recent.mask_BL.unsqueeze(-1)
+        mean_BK = (popularity_BLK[:, :read] * mask_BL1).sum(1) / mask_BL1.sum(1).clamp(min=1)
         length = functional.one_hot(inputs.length_B, LENGTHS).to(mean_BK)
         q_BP = self.taste(torch.cat((mean_BK, length), dim=1))
         personal_B1 = scales[inputs.length_B].unsqueeze(1)
@@ -145,10 +155,12 @@ class Scorer(nn.Module):
         ones = u_BD.new_ones(len(u_BD), 1)
         # the mlp head's network sees u itself; its output is scaled by nothing
         direct = u_BD if self.spec.head == "mlp" else personal_B1 * u_BD
-        parts = [direct, bias * ones, popularity * ones, popularity * q_BP]
-        if self.spec.objective == "rating":
-            parts.append(torch.zeros_like(ones) if base_B is None else base_B.unsqueeze(1))
-        return torch.cat(parts, dim=1)
+        rest = [bias * ones, popularity * ones, popularity * q_BP]
+        if self.regression is None:
+            return torch.cat((direct, *rest), dim=1)
+        if items_BLV is None:
+            raise ValueError("Ratings need the published vectors of the histories' items.")
+        return self.regression(direct, torch.cat(rest, dim=1), items_BLV, inputs)  # type: ignore[no-any-return]
 
     def _profile(self, profiles: Features) -> Tensor:
         encoded = [

@@ -91,7 +91,7 @@ class Snapshot:
         self.contents_ND = self._contents(like)
         """Fused contents of all item rows."""
         self._build_items(state, len(self.log) if upto is None else upto)
-        self.default_user: Vectors = self.user_matrix(Histories.empty(1, spec.history), np.array([-1]))[0]
+        self.default_user: Vectors = self.user_matrix(Histories.empty(1, spec.events_read), np.array([-1]))[0]
         """The vector of anyone unknown."""
 
     def _contents(self, like: Snapshot | None) -> Vectors:
@@ -153,6 +153,7 @@ class Snapshot:
         *,
         vectors_BLD: Vectors | None = None,
         features_BLK: Vectors | None = None,
+        items_BLV: Vectors | None = None,
         profiles: FeatureTable | None = None,
     ) -> Vectors:
         """Published vectors (B, V) of users with these histories; the rest is as in this snapshot unless it is
@@ -171,17 +172,19 @@ class Snapshot:
                 if self.n_items
                 else np.zeros((*rows.shape, self.features_NK.shape[1]), np.float32)
             )
+        if items_BLV is None and self.scorer.regression is not None:
+            items_BLV = self.vectors_NV[rows] if self.n_items else np.zeros((*rows.shape, self.dim), np.float32)
         table = self.user_features if profiles is None else profiles
         published = self.scorer.users(
             torch.from_numpy(vectors_BLD), torch.from_numpy(features_BLK), inputs, self.scales,
             profiles=catalogue.gather(table, users, "cpu") if self.spec.user_features else None,
-            base_B=torch.from_numpy(self.values.shrunken_mean(histories).astype(np.float32)),
+            items_BLV=None if items_BLV is None else torch.from_numpy(items_BLV),
         )  # fmt: skip
         return np.asarray(published.numpy())
 
     def histories(self, users: Ints) -> Histories:
         """The histories of these user rows, -1 for nobody."""
-        return Histories.from_log(self.log, self.log.tails(users), self.spec.history)
+        return Histories.from_log(self.log, self.log.tails(users), self.spec.events_read)
 
     def user_vectors(self, ids: Sequence[str]) -> Vectors:
         """Published vectors (B, V) of users; of anyone unknown, `default_user`."""

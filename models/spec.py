@@ -12,6 +12,9 @@ from typing import ClassVar, Literal
 
 Alignment = Literal["infonce", "cosine", "triplet"]
 Auxiliary = Literal["rating", "click"]
+VALUES_READ = 64
+"""Least number of a user's last events whose values `rating` reads: a level takes more events to know than a taste of
+the moment."""
 FORBID_UNKNOWN: dict[str, str | bool] = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
@@ -38,6 +41,11 @@ class ModelSpec:
     """Which of the modalities are sequences of frame vectors (video, audio), each with the most frames kept."""
     user_features: Mapping[str, int] = field(default_factory=dict)
     """User features by name, each with the length of its vectors."""
+
+    @property
+    def events_read(self) -> int:
+        """How many of a user's last events are looked at: by the user tower, or for the values they have."""
+        return max(self.history, VALUES_READ) if self.objective == "rating" else self.history
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,7 @@ def test_every_term_is_its_own() -> None:
     assert parts["bias"] == pytest.approx(float(user[d] * snapshot.bias[row]), abs=CLOSE)
     assert parts["base"] == pytest.approx(float(user[-1]), abs=CLOSE)
     assert parts["popularity"] + parts["taste"] == pytest.approx(float(user[d + 1 : -1] @ item[d + 1 : -1]), abs=CLOSE)
-    assert parts["popularity"] == pytest.approx(float(item[d + 1]), abs=CLOSE), "unscaled where nothing is calibrated"
+    assert parts["popularity"] == pytest.approx(float(user[d + 1] * item[d + 1]), abs=CLOSE)
 
 
 @pytest.mark.parametrize("head", ["dot", "mlp"])

@@ -92,7 +92,7 @@ def test_resumed_learning_is_uninterrupted_learning_bit_for_bit(objective: str, 
     assert reports[0] == reports[1]
     assert reports[0].finite
     assert reports[0].new == 140
-    assert reports[0].replayed > 100
+    assert (reports[0].replayed > 100) == (objective != "rating"), "a value is learned from once"
     assert_same(whole.state_dict(), resumed.state_dict())
     assert torch.equal(before, torch.random.get_rng_state())
 

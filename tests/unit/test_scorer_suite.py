@@ -199,9 +199,10 @@ def test_no_example_sees_its_target_or_what_came_with_or_after_it(spec: ModelSpe
                 for j in range(EVENTS)
                 if raw.users[j] == raw.users[position] and raw.times[j] < raw.times[position]
             ]  # fmt: skip
-            expected = [memory.item_index(raw.items[j]) for j in reversed(earlier)][:HISTORY]
+            length = spec.events_read
+            expected = [memory.item_index(raw.items[j]) for j in reversed(earlier)][:length]
             history = examples.histories
-            assert history.item_BL[row].tolist() == expected + [-1] * (HISTORY - len(expected))
+            assert history.item_BL[row].tolist() == expected + [-1] * (length - len(expected))
             assert history.count_B[row] == len(earlier)
             known = [float(raw.values[j]) for j in earlier if np.isfinite(raw.values[j])]
             assert history.value_sum_B[row] == pytest.approx(sum(known), abs=1e-3)
