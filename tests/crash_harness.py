@@ -241,5 +241,7 @@ def _spoil_one_candidate() -> None:
         for module in (self.scorer.item_popularity, self.scorer.popular):
             for weights in module.parameters():
                 weights.data.neg_()
+        for weights in self.scorer.encoders.parameters():
+            weights.data.zero_()  # turned round they would do no harm: users are made of items
 
     Learner.learn = spoiling  # type: ignore[method-assign]

@@ -12,6 +12,7 @@ import torch
 from benchmarks.poison import WARM_UP, Phases, counts, trials
 from benchmarks.spoiling import RATE, SPOILS, healthy
 from benchmarks.stream import Stream
+from models.learner import Learner
 from models.spec import ModelSpec, TrainSpec
 from service.config import Config
 from service.trainer import Trainer
@@ -43,6 +44,10 @@ def trainer(warm: Trainer) -> Trainer:
     return copy.deepcopy(warm)
 
 
+def rates_of(learner: Learner) -> list[float]:
+    return [group["lr"] for group in learner.optimizer.param_groups]
+
+
 class Learned:
     """What the learner's own `learn` met, instead of learning."""
 
@@ -56,7 +61,7 @@ class Learned:
         learner = self.trainer.learner
         self.items = self.trainer.memory.log.view().item.tolist()
         self.rate = learner.train.learning_rate
-        self.group_rate = learner.optimizer.param_groups[0]["lr"]
+        self.group_rates = rates_of(learner)
         self.finite = all(bool(weight.isfinite().all()) for weight in learner.scorer.parameters())
 
 
@@ -82,10 +87,10 @@ def test_labels_are_dealt_anew_and_put_back(
 
 
 def test_the_rate_is_tenfold_and_put_back(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    rate = trainer.learner.train.learning_rate
+    rate, group_rates = trainer.learner.train.learning_rate, rates_of(trainer.learner)
     met = spoiled("tenfold", trainer, monkeypatch)
-    assert (met.rate, met.group_rate) == (RATE * rate, RATE * rate)
-    assert trainer.learner.train.learning_rate == trainer.learner.optimizer.param_groups[0]["lr"] == rate
+    assert (met.rate, met.group_rates) == (RATE * rate, [RATE * one for one in group_rates])
+    assert (trainer.learner.train.learning_rate, rates_of(trainer.learner)) == (rate, group_rates)
 
 
 def test_a_weight_is_not_a_number(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
