@@ -73,6 +73,4 @@ def test_on_a_checkerboard_the_withheld_item_comes_first(case: Case) -> None:
             wrong = (u for u, item in withheld.items() if overlay.recommend(u, k=1)[0]["item_id"] != item)
             if (missed := next(wrong, None)) is None:
                 break
-    if case == ("transformer", "rating", "mlp") and missed is not None:
-        pytest.xfail("a known gap: after all passes one user of 24 is still offered another item")
     assert missed is None
