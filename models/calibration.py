@@ -48,7 +48,7 @@ class Calibration:
     @property
     def untouched(self) -> float:
         """What an untouched item's appeal is raised by, before the popularity's scale is put on it."""
-        return float(self.mean[UNTOUCHED] / self.mean[UNTOUCHED - 1].clamp(min=FLOOR))
+        return float(self.mean[UNTOUCHED] / self.scales[LENGTHS + 1])
 
     def fade(self, events: int) -> None:
         """Trust what was learned less, now that so many events more have passed."""
