@@ -228,6 +228,8 @@ def _print(console: Console, summary: dict[str, Any]) -> None:
         table.add_row(name, f"{value:.4f}")
     for decision, count in summary["decisions"].items():
         table.add_row(f"phases {decision}", str(count))
+    if summary["rejected"]:
+        table.add_row("records that cannot be used (see the log)", str(summary["rejected"]))
     if summary["learn_events_per_s"]:
         table.add_row("events learned per second (learn and judge)", f"{summary['learn_events_per_s']:.0f}")
     console.print(table)
