@@ -97,7 +97,9 @@ class Engine:
         else:
             self._restore(self.parent)
         self.parent_snapshot = self.trainer.snapshot(version=self.parent or 0)
-        self.metrics.version.set(self.parent or 0)
+        # Looked up when asked for: a verb changes both between two phases, and whoever gave it may look at once.
+        self.metrics.version.set_function(lambda: self.parent or 0)
+        self.metrics.promotion_held.set_function(lambda: self.held)
         self.metrics.catalogue_items.set(self.trainer.memory.n_items)
         self.metrics.known_users.set(self.trainer.memory.n_users)
 
@@ -157,6 +159,11 @@ class Engine:
         """Whether the last checkpoint came from files: its offsets say nothing about Kafka's."""
         return self.manifest is not None and self.manifest.cluster_id is None
 
+    @property
+    def held(self) -> bool:
+        """Whether candidates that pass are kept back, by configuration or by hand."""
+        return self.config.promotion.mode == HOLD or self.hold.held
+
     def interrupted(self) -> Intent | None:
         """The intent of a phase that a crash cut short, to be carried out again."""
         intent = self.intents.read(self.parent)
@@ -186,7 +193,7 @@ class Engine:
             watermark=phase.watermark,
             replay_ratio=self.config.train.replay_ratio,
             threads=training_threads(self.config.train),
-            gate=HOLD if self.config.promotion.mode == HOLD or self.hold.held else "auto",
+            gate=HOLD if self.held else "auto",
         )
         self.intents.write(intent)
         return intent
@@ -379,7 +386,7 @@ class Engine:
 
     # 9. Commit
 
-    def finish(self, line: PhaseLine, intent: Intent, stages: Mapping[str, float]) -> PhaseLine:
+    def finish(self, intent: Intent, stages: Mapping[str, float]) -> PhaseLine:
         """Lets go of what the phase no longer needs; returns its line, which is in the log from now on."""
         self.on_learned(intent.end)
         deadline_s = self.config.delete_deadline_days * DAY_S
@@ -389,7 +396,7 @@ class Engine:
         if removed:
             log.debug("old versions removed", versions=removed)
         self.tombstones.complete(self.store.versions())
-        time_phase(self.metrics, line, stages)
+        time_phase(self.metrics, stages)
         return self.phase_log.end(stages)
 
 

@@ -70,9 +70,7 @@ class Learning:
 
     def run(self) -> None:
         """Runs phases until stopped; the one under way is finished."""
-        engine = self._engine
         while not self._stopping.is_set():
-            engine.metrics.promotion_held.set(engine.hold.held or engine.config.promotion.mode == "hold")
             self._look_after_redis()
             self._carry_out_verbs()
             try:

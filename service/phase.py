@@ -74,7 +74,7 @@ def run_phase(phase: ClosedPhase, engine: Engine, *, resumed: Intent | None = No
 
     # 9. Commit to the consumer group, for lag tools only, and tidy up.
     with step("commit"):
-        line = engine.finish(line, intent, step.seconds)
+        line = engine.finish(intent, step.seconds)
 
     log.info(
         f"phase {line.phase} {line.decision}",

@@ -42,7 +42,7 @@ def count_phase(metrics: Metrics, line: PhaseLine, verdict: Verdict | None, memo
             metrics.shadow_change.labels(against=who, figure=name).set(value)
 
 
-def time_phase(metrics: Metrics, line: PhaseLine, stages: Mapping[str, float]) -> None:
+def time_phase(metrics: Metrics, stages: Mapping[str, float]) -> None:
     """How long each step of a finished phase took, in seconds."""
     for stage, seconds in stages.items():
         metrics.phase_stage_seconds.labels(stage=stage).observe(seconds)
@@ -50,4 +50,3 @@ def time_phase(metrics: Metrics, line: PhaseLine, stages: Mapping[str, float]) -
     metrics.checkpoint_seconds.observe(stages.get("checkpoint", 0.0))
     if "publish" in stages:
         metrics.publish_seconds.observe(stages["publish"])
-    metrics.version.set(line.version or 0)
