@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.memory import EventBatch
+from models.memory import EventBatch, arrival_order
 from models.overlay import Overlay
 from service.config import Config
 from service.trainer import Trainer
@@ -96,9 +96,10 @@ class Contender:
         """Events a..b-1 are a phase: learn, judge, and serve the better one over all that has happened."""
         self._announce()
         trainer = self.trainer
-        for i in self._to_memory:
-            trainer.memory.announce(str(i), float(self.past.announced[i]), self._features(i))
+        announcements = [(str(i), float(self.past.announced[i]), self._features(i)) for i in self._to_memory]
         self._to_memory.clear()
+        for announcement in sorted(announcements, key=lambda one: arrival_order(*one)):
+            trainer.memory.announce(*announcement)
         self.phase += 1
         fresh = trainer.memory.append(self._batch(a, b))
         attempt = trainer.learn(fresh, replay_ratio=self.config.train.replay_ratio, threads=self._threads)

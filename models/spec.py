@@ -42,6 +42,11 @@ class ModelSpec:
     user_features: Mapping[str, int] = field(default_factory=dict)
     """User features by name, each with the length of its vectors."""
 
+    def __post_init__(self) -> None:
+        # tables have no order: neither has what is learned
+        for name in ("modalities", "frames", "user_features"):
+            object.__setattr__(self, name, dict(sorted(getattr(self, name).items())))
+
     @property
     def events_read(self) -> int:
         """How many of a user's last events are looked at: by the user tower, or for the values they have."""

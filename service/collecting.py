@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.memory import EventBatch, Memory
+from models.memory import EventBatch, Memory, arrival_order
 from service.arrivals import Arrival, ClosedPhase, event_batch, interactions_of
 from service.dedupe import Deduplicator
 from service.tombstones import Tombstone
@@ -24,7 +24,7 @@ class Collected:
     duplicates: int
     late: int
     content: list[Arrival]
-    """Item and user events in the order of their offsets."""
+    """Item and user events; those of one id stand together, in the order of their offsets."""
 
 
 def collect(phase: ClosedPhase, *, dedupe: Deduplicator, late_before: float | None) -> Collected:
@@ -38,8 +38,24 @@ def collect(phase: ClosedPhase, *, dedupe: Deduplicator, late_before: float | No
         event_ids=[event.event_id for event in kept],
         duplicates=int(repeated.sum()),
         late=0 if late_before is None else int((batch.times < late_before).sum()),
-        content=sorted([*phase.items, *phase.users], key=lambda a: (a.topic, a.partition, a.offset)),
+        content=_in_order(
+            sorted([*phase.items, *phase.users], key=lambda arrival: (arrival.topic, arrival.partition, arrival.offset))
+        ),
     )
+
+
+def _in_order(content: list[Arrival]) -> list[Arrival]:
+    """By the first announcement of each id, whatever partition it came from; then by offset."""
+    first: dict[tuple[str, str], tuple[float, int, str]] = {}
+    keys = []
+    for arrival in content:
+        event = arrival.event
+        assert not isinstance(event, Interaction)
+        id_ = _id(event)
+        order = first.setdefault((arrival.topic, id_), arrival_order(id_, arrival.time, event.features))
+        keys.append((arrival.topic, *order))
+    # sorting is stable: one id's events keep their order
+    return [content[place] for place in sorted(range(len(content)), key=keys.__getitem__)]
 
 
 def apply_content(memory: Memory, content: Iterable[Arrival], *, cluster_id: str | None) -> list[Tombstone]:

@@ -71,6 +71,20 @@ def test_who_comes_back_after_a_deletion_is_somebody_new() -> None:
     assert into.user_items("u") == {"later"}
 
 
+def test_items_of_one_moment_get_the_same_rows_whatever_partition_they_come_from() -> None:
+    def announced(partitions: Sequence[int]) -> list[str | None]:
+        into, offsets = memory(), dict.fromkeys(range(3), 0)
+        arrivals = []
+        for number, partition in enumerate(partitions):
+            event = Item(item_id=f"i{number}", time=7.0, features={}, text=None, attributes={}, deleted=False)
+            arrivals.append(Arrival("items", partition, offsets[partition], 7.0, event))
+            offsets[partition] += 1
+        learn(into, [], items=arrivals)
+        return list(into.items.ids)
+
+    assert announced([0, 0, 1, 1, 2]) == announced([2, 1, 0, 2, 0])
+
+
 def test_an_item_announced_again_after_its_deletion_is_there() -> None:
     into = memory()
     learn(into, [click(0, 1.0)], items=[item(0, 0.5, deleted=True), item(1, 4.0)])

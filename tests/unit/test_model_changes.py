@@ -32,6 +32,13 @@ BOTH = replace(TEXT, modalities={"text": 2, "image": 3})
 IMAGE = replace(TEXT, modalities={"image": 3}, user_features={})
 
 
+def test_a_table_has_no_order() -> None:
+    turned = replace(TEXT, modalities={"image": 3, "text": 2})
+    assert list(turned.modalities) == list(BOTH.modalities)
+    read = Config.model_validate({"model": {"modalities": {"text": 2, "image": 3}}})
+    assert list(read.model.modalities) == list(BOTH.modalities)
+
+
 def config_of(directory: Path, model: ModelSpec) -> Config:
     return Config(
         namespace="test",
