@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.memory import EventBatch, arrival_order
 from models.overlay import Overlay
 from service.config import Config
-from service.trainer import Trainer
+from service.trainer import Trainer, torch_threads, training_threads
 
 ACTION = "rating"
 """What every event of a stream is called whose judge does not say."""
@@ -47,9 +47,9 @@ class Contender:
         modalities = config.model.modalities or self.modalities()
         config = config.model_copy(update={"model": replace(config.model, modalities=modalities)})
         self.config = config
-        self._threads = config.train.threads or 1
+        self._threads = training_threads(config.train, alone=True)
         # One user's vector is so little work that several threads would mostly wait for one another.
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(1)
         self.trainer = Trainer.fresh(config)
         self.overlay = Overlay(self.trainer.snapshot(version=0))
         self.phase = 0
@@ -108,7 +108,8 @@ class Contender:
             self.refused.append(verdict.reason)
         else:
             trainer.crown(trainer.state_dict())
-        self.overlay = Overlay(trainer.snapshot(version=self.phase))
+        with torch_threads(self._threads):
+            self.overlay = Overlay(trainer.snapshot(version=self.phase))
 
     def _batch(self, a: int, b: int) -> EventBatch:
         past = self.past

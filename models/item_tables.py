@@ -57,22 +57,23 @@ class RowTable:
         Then average ← keep · average + (1 − keep) · x, of all rows; those that are not in the step catch up when they
         are, or are settled.
         """
-        index = rows_R if rows_R is not None else slice(None)
-        power_R = self.power[index] + gradient_RD.square().mean(1) * active_R
-        self.power[index] = power_R
-        values_RD = self.values[index]
+        whole = rows_R is None
+        index = slice(None) if rows_R is None else rows_R
+        # of the whole table these are views, changed in place: at ten thousand rows a step is what memory can move
+        power_R, values_RD, average_RD = self.power[index], self.values[index], self.average[index]
+        power_R += torch.linalg.vecdot(gradient_RD, gradient_RD) * (active_R / gradient_RD.shape[1])
+        missed_R = self._log_kept - self._kept[index]
+        if keep > 0 and missed_R.any():
+            average_RD.lerp_(values_RD, (1 - missed_R.exp()).float().unsqueeze(1))
         # a row that never had a gradient has none now
-        change_RD = gradient_RD * power_R.clamp(min=1e-24).rsqrt().unsqueeze(1) + decay * values_RD
-        newer_RD = values_RD - rate * active_R.unsqueeze(1) * change_RD
-        self.values[index] = newer_RD
-        if keep <= 0:
-            self.average[index] = newer_RD
-            return
-        missed_R1 = (self._log_kept - self._kept[index]).exp().float().unsqueeze(1)
-        average_RD = torch.lerp(values_RD, self.average[index], missed_R1)
-        self.average[index] = torch.lerp(newer_RD, average_RD, keep)
-        self._log_kept += math.log(keep)
-        self._kept[index] = self._log_kept
+        step_R1 = (rate * active_R * power_R.clamp(min=1e-24).rsqrt()).unsqueeze(1)
+        values_RD.mul_((1 - rate * decay * active_R).unsqueeze(1)).addcmul_(gradient_RD, step_R1, value=-1)
+        average_RD.lerp_(values_RD, 1 - keep)
+        if not whole:
+            self.power[index], self.values[index], self.average[index] = power_R, values_RD, average_RD
+        if keep > 0:
+            self._log_kept += math.log(keep)
+            self._kept[index] = self._log_kept
 
     @torch.no_grad()
     def take(self, rows_R: Tensor, error_R: Tensor, count_R: Tensor, *, prior: float) -> None:

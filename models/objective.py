@@ -109,7 +109,7 @@ class Objective:
             kept = torch.rand(len(admitted), generator=learner.generator, device=learner.device) >= dropout
             shown_R = admitted & kept
         own = shown_R.unsqueeze(1)
-        vectors_RD = (contents_RD + own * learner.residual.values[index]).requires_grad_()
+        vectors_RD = torch.addcmul(contents_RD, own, learner.residual.values[index]).requires_grad_()
         bias_R = (own * learner.bias.values[index]).squeeze(1).requires_grad_()
         context_RD = (own * learner.context.values[index]).requires_grad_()
         return vectors_RD, bias_R, shown_R, context_RD

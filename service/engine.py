@@ -33,7 +33,7 @@ from service.promotion import Verdict
 from service.publication import PublicationError, Publisher
 from service.state_dir import StateDirectory
 from service.tombstones import Tombstones
-from service.trainer import Attempt, State, Trainer, training_threads
+from service.trainer import Attempt, State, Trainer, torch_threads, training_threads
 from streams.source_types import TopicPartition
 
 log = structlog.get_logger(__name__)
@@ -208,15 +208,17 @@ class Engine:
 
     def evaluate(self, collected: Collected, intent: Intent) -> dict[str, float]:
         """How the parent ranks events it has not seen, each with what was known just before it."""
-        return measure(
-            self.parent_snapshot,
-            collected.batch,
-            content=collected.content,
-            k=self.config.evaluate.k,
-            most=self.config.evaluate.max_per_phase,
-            seed=(self.config.seed, intent.phase),
-            chunk=self.evaluation_chunk,
-        )
+        # a few events at a time are so little work that several threads would mostly wait for one another
+        with torch_threads(1):
+            return measure(
+                self.parent_snapshot,
+                collected.batch,
+                content=collected.content,
+                k=self.config.evaluate.k,
+                most=self.config.evaluate.max_per_phase,
+                seed=(self.config.seed, intent.phase),
+                chunk=self.evaluation_chunk,
+            )
 
     # 3. Learn
 
