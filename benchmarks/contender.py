@@ -108,6 +108,7 @@ class Contender:
             self.refused.append(verdict.reason)
         else:
             trainer.crown(trainer.state_dict())
+        self._row[:] = -1  # memory numbers items otherwise than an overlay does
         with torch_threads(self._threads):
             self.overlay = Overlay(trainer.snapshot(version=self.phase))
 

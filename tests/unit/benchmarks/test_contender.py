@@ -15,24 +15,37 @@ from benchmarks.stream import Stream
 from models.spec import ModelSpec
 from service.config import Config
 from service.replay import replay
-from tests.unit.benchmarks.samples import rows
+
+START = 1_700_000_000
+MOMENT_S = 40
+"""Time between two moments at which ten items are announced."""
 
 
-def announcements(seed: int = 0, items: int = 30) -> list[dict[str, Any]]:
-    """Items of random content, several of each moment, in another order than that of their first events."""
+def world(seed: int = 0, events: int = 240, users: int = 12) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Items, and events of items that are announced by then; their first events come in another order."""
     rng = np.random.default_rng(seed)
-    return [
+    ids = [f"i{number}" for number in rng.permutation(30)]
+    items = [
         {
-            "item_id": f"i{item}", "time": 1_700_000_000 + int(place) // 10 * 40,
+            "item_id": one, "time": START + place // 10 * MOMENT_S,
             "features": {"text": rng.normal(size=4).tolist(), "image": rng.normal(size=3).tolist()},
         }
-        for place, item in enumerate(rng.permutation(items))
+        for place, one in enumerate(ids)
     ]  # fmt: skip
+    interactions = [
+        {
+            "user_id": f"u{rng.integers(users)}", "item_id": ids[rng.integers(10 + number // 2 // MOMENT_S * 10)],
+            "action": "view", "time": START + number // 2,
+        }
+        for number in range(events)
+    ]  # fmt: skip
+    touched = {one["item_id"] for one in interactions}  # a judge knows of no others
+    return interactions, [item for item in items if item["item_id"] in touched]
 
 
 @pytest.mark.slow
 def test_a_judge_and_a_replay_agree_to_the_last_digit(tmp_path: Path) -> None:
-    for name, lines in (("interactions", rows()), ("items", announcements())):
+    for name, lines in zip(("interactions", "items"), world(), strict=True):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     model = ModelSpec(dim=4, history=3, modalities={"text": 4, "image": 3})
     config = Config(namespace="test", state_dir=tmp_path / "state", model=model)
