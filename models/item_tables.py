@@ -32,13 +32,15 @@ class RowTable:
     def __len__(self) -> int:
         return len(self.values)
 
-    def grow(self, rows: int) -> None:
-        """Append so many rows of zeros."""
+    def grow(self, rows: int, *, spread: float = 0.0, generator: torch.Generator | None = None) -> None:
+        """Append so many rows: zeros, or normal random numbers of standard deviation `spread`."""
         if rows:
-            zeros = self.values.new_zeros(rows, self.values.shape[1])
-            self.values = torch.cat((self.values, zeros))
-            self.power = torch.cat((self.power, zeros.new_zeros(rows)))
-            self.average = torch.cat((self.average, zeros))
+            added = self.values.new_zeros(rows, self.values.shape[1])
+            if spread > 0:
+                added.normal_(0, spread, generator=generator)
+            self.values = torch.cat((self.values, added))
+            self.power = torch.cat((self.power, added.new_zeros(rows)))
+            self.average = torch.cat((self.average, added))
             self._kept = torch.cat((self._kept, self._kept.new_full((rows,), self._log_kept)))
 
     @torch.no_grad()

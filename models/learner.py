@@ -192,7 +192,8 @@ class Learner:
         catalogue.observe(self.scorer, self.memory.item_features, self.device)
         if new > 0:
             for table in self.tables.values():
-                table.grow(new)
+                spread = self.objective.spread if table is self.residual else 0.0
+                table.grow(new, spread=spread, generator=self.generator)
         blank = [row for row, one in enumerate(self.memory.items.ids) if one is None]
         if blank:
             for table in self.tables.values():

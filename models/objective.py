@@ -64,6 +64,8 @@ class Objective:
     """The shared weights' learning rate, relative to the configured one."""
     residual_rate = 10.0
     """How much larger an item's own first steps are than those of the shared weights: few examples are about it."""
+    spread = 0.0
+    """Standard deviation of what an item has of its own at first."""
     drops_ids = True
     """Whether what an item has of its own is hidden from some steps."""
 

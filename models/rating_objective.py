@@ -5,6 +5,8 @@ Shape suffixes: B examples.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,6 +16,12 @@ from models.event_log import LogView
 from models.examples import Examples
 from models.objective import Ints, Step
 from models.pair_objective import Pairs
+
+if TYPE_CHECKING:
+    from models.learner import Learner
+
+
+SPREAD = 0.1
 
 
 class Values(Pairs):
@@ -46,6 +54,12 @@ class Rating(Values):
     shared_rate = 0.1
     residual_rate = 1.0
     drops_ids = False
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__(learner)
+        if not learner.spec.modalities:
+            # nothing follows from values of items that are all alike, and so nothing would tell them apart
+            self.spread = SPREAD
 
     def examples(self, log: LogView, fresh: Ints, replayed: Ints) -> Examples:
         """The new events alone."""

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 
 from models.histories import Histories, HistoryTensors, ValueScale
+from models.learner import Learner
+from models.memory import EventBatch, Memory
+from models.spec import ModelSpec, TrainSpec
 from models.value_regression import ValueRegression
 
 D, E, PLACES = 3, 2, 6
@@ -80,3 +83,21 @@ def test_newer_values_say_more_of_the_level_and_more_values_say_more() -> None:
     levels = [float(published(values, dot=False)[-1]) for values in ([5.0, 3.0], [3.0, 5.0], [5.0, 5.0], [3.0, 3.0])]
     newest, older, both, neither = levels
     assert neither < older < newest < both
+
+
+def test_tastes_are_learned_without_any_content() -> None:
+    rng = np.random.default_rng(0)
+    tastes, items = rng.normal(size=(60, 2)), rng.normal(size=(40, 2))
+    spec = ModelSpec(dim=8, objective="rating")
+    memory = Memory(spec, {"default": 1.0})
+    learner = Learner(spec, TrainSpec(threads=1), memory, seed=0)
+    losses = []
+    for phase in range(5):
+        n = 1_000
+        user, item = rng.integers(60, size=n), rng.integers(40, size=n)
+        values = (3 + (tastes[user] * items[item]).sum(1)).astype(np.float32)
+        times = 1e9 + phase * n + np.arange(n, dtype=float)
+        batch = EventBatch([f"u{u}" for u in user], [f"i{i}" for i in item], ["rating"] * n, values, times)
+        losses.append(learner.learn(np.asarray(memory.append(batch)), now=times[-1], replay_ratio=0.0).loss)
+    # 1 is what a mean foresees; of tastes that are orthogonal to it, no bias knows anything
+    assert losses[-1] < 0.5
