@@ -1,1 +1,7 @@
 """The daemon: joins streams and models, and owns time, files and threads."""
+
+import os
+
+# Threads of torch that wait for one another must not spin: beside another busy process, two took fifteen times as long
+# as one. OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -169,3 +171,11 @@ def test_no_file_speaks_of_one_machine() -> None:
         if (found := MACHINE_PATH.search(line))
     ]
     assert not offences
+
+
+@pytest.mark.parametrize("package", ["service", "benchmarks"])
+def test_threads_are_told_not_to_spin_before_torch_is_there(package: str) -> None:
+    said = f"import os, sys, {package}; print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", said], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["PASSIVE", "False"]
