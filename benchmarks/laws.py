@@ -1,0 +1,126 @@
+"""How near Headwater comes to the best possible ranking in simulated worlds whose laws change: the oracle knows them.
+
+    python -m benchmarks.laws [steady] [appeal] [regime] [--seeds 0 1 2]
+
+Three worlds, all with the default configuration and the same phases of 5,000 events; of each phase a sample is ranked,
+by Headwater and by the oracle, from the same candidates. Figures are Headwater's NDCG@20 over the oracle's.
+
+- `steady`: nothing drifts, fades or arrives; the mean of the last four phases.
+- `appeal`: all items' appeal is drawn anew at once; how many phases it takes to be back at 90% of the level before.
+- `regime`: all tastes turn from A to B and back; the first phase back in A relative to the level A had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from benchmarks.contender import make
+from benchmarks.prequential import Past, evaluate
+from benchmarks.stream import Stream
+from models.ranking import ndcg_at_k
+from service.config import Config
+from streams.simulator import Simulator, World
+
+PHASE = 5_000
+WARM = 4
+"""Phases that are learned as one, and not measured."""
+RANKED = 0.1
+"""Share of the events that is ranked."""
+STEADY = 4
+"""Phases whose mean is the level before a change, or at the end."""
+PHASES = 20
+CHANGE = 12
+"""The phase, from 0, that begins with a change; under `regime` there is a second one after `STEADY` phases of B."""
+GOALS = {"steady": 0.85, "appeal": 3.0, "regime": 0.95}
+K = 20
+
+
+def world(law: str, seed: int) -> World:
+    """The world of a law: still, but for what the law changes."""
+    still: dict[str, Any] = {"drift": 0.0, "fade": 1e9, "arrival_rate": 0.0, "user_arrival_rate": 0.0}
+    at = CHANGE * PHASE
+    changes: dict[str, dict[str, Any]] = {
+        "steady": {},
+        "appeal": {"appeal_changes": (at,)},
+        "regime": {"regime_switches": (at, at + STEADY * PHASE)},
+    }
+    return World(seed=seed + 1, events=PHASES * PHASE, **still, **changes[law])
+
+
+class OracleEntrant:
+    """Ranks by the true utilities."""
+
+    def __init__(self, past: Past, simulator: Simulator) -> None:
+        run = simulator.run()
+        self._simulator = simulator
+        self._users = np.array(list(dict.fromkeys(run.user.tolist())))
+        self._items = np.array(list(dict.fromkeys(run.item.tolist())))
+        if (len(self._users), len(self._items)) != (past.nu, past.ni):
+            raise ValueError("The stream is not this world's.")
+
+    def event(self, j: int) -> None:
+        """It knows already."""
+
+    def train(self, a: int, b: int) -> None:
+        """It knows already."""
+
+    def row(self, u: int, history: list[int], t: float) -> NDArray[np.float64]:  # noqa: ARG002
+        """True utilities, (I,)."""
+        event = self._simulator.world.event_at(t)
+        known = self._simulator.oracle.utilities(event, self._users[[u]])[0]
+        out = np.full(len(self._items), -1e9)
+        there = self._items < len(known)
+        out[there] = known[self._items[there]]
+        return out
+
+
+def relative(law: str, seed: int) -> list[float]:
+    """Headwater's NDCG@20 over the oracle's, of each measured phase."""
+    simulator = Simulator(world(law, seed))
+    stream = Stream.of_world(simulator.world)
+    by_phase = []
+    for entrant in (lambda past: make(past, Config(seed=seed)), lambda past: OracleEntrant(past, simulator)):
+        found = evaluate(stream, entrant, warm=WARM / PHASES, phases=PHASES - WARM, k=K, ranked_share=RANKED)
+        rank, phase = np.array(found.rank), np.array(found.phase)
+        by_phase.append([ndcg_at_k(rank[phase == number], K) for number in range(1, phase.max() + 1)])
+    return [ours / best for ours, best in zip(*by_phase, strict=True)]
+
+
+def figure(law: str, shares: Sequence[float]) -> float:
+    """What the law is judged by; of `appeal` the number of phases, infinite where the level is never reached again."""
+    change = CHANGE - WARM
+    before = float(np.mean(shares[change - STEADY : change]))
+    if law == "steady":
+        return float(np.mean(shares[-STEADY:]))
+    if law == "appeal":
+        back = [number for number, share in enumerate(shares[change:], 1) if share >= 0.9 * before]
+        return float(back[0]) if back else float("inf")
+    return shares[change + STEADY] / before
+
+
+def main() -> None:
+    """Run the laws, print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("laws", nargs="*", default=list(GOALS), help="which of them; all unless named")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args = parser.parse_args()
+    unknown = set(args.laws) - set(GOALS)
+    if unknown:
+        parser.error(f"There is no law {sorted(unknown)[0]!r}; there are {', '.join(GOALS)}.")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
+    for law in args.laws:
+        for seed in args.seeds:
+            shares = relative(law, seed)
+            line = {"law": law, "seed": seed, "figure": round(figure(law, shares), 3), "goal": GOALS[law]}
+            print(json.dumps(line | {"share_of_oracle": [round(share, 3) for share in shares]}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

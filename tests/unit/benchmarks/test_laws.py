@@ -1,0 +1,45 @@
+"""What the laws are judged by, from shares of the oracle; and an oracle that no one can better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks import laws
+from benchmarks.prequential import evaluate
+from benchmarks.stream import Stream
+from models.ranking import ndcg_at_k
+from streams.simulator import Simulator, World
+
+BEFORE = [0.5] * (laws.CHANGE - laws.WARM)
+
+
+@pytest.mark.parametrize(
+    ("law", "after", "figure"),
+    [
+        ("steady", [0.6, 0.7, 0.7, 0.8, 0.8, 0.9], 0.8),
+        ("appeal", [0.2, 0.4, 0.449, 0.451, 0.5], 4),
+        ("appeal", [0.2, 0.3], float("inf")),
+        ("regime", [0.1] * laws.STEADY + [0.4, 0.5], 0.8),
+    ],
+)
+def test_figures(law: str, after: Sequence[float], figure: float) -> None:
+    assert laws.figure(law, [*BEFORE, *after]) == pytest.approx(figure)
+
+
+def test_changes_come_where_phases_begin() -> None:
+    assert laws.world("steady", 0).appeal_changes == laws.world("steady", 0).regime_switches == ()
+    assert [at % laws.PHASE for at in laws.world("regime", 0).regime_switches] == [0, 0]
+    assert laws.world("appeal", 0).seed != laws.world("appeal", 1).seed
+
+
+def test_the_oracle_ranks_by_what_was_chosen_by() -> None:
+    world: World = replace(laws.world("steady", 0), users=30, items=60, events=600, noise=0.0, no_repeat=20)
+    simulator = Simulator(world)
+    stream = Stream.of_world(world)
+    found = evaluate(stream, lambda past: laws.OracleEntrant(past, simulator), phases=4)
+    by_chance = sum(ndcg_at_k(np.array([float(place)]), laws.K) for place in range(60)) / 60
+    assert found.figures()["ndcg"] > 2 * by_chance
