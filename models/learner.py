@@ -110,11 +110,8 @@ class Learner:
 
     # -- learning
 
-    def learn(self, positions: Ints, *, now: float, replay_ratio: float) -> LearnReport:  # noqa: ARG002
-        """Learn the events at these log positions (ascending), replaying `replay_ratio` earlier ones for each.
-
-        `now` (seconds since the epoch), when the phase ended, is not needed: ages are as of the examples' own times.
-        """
+    def learn(self, positions: Ints, *, replay_ratio: float) -> LearnReport:
+        """Learn the events at these log positions (ascending), replaying `replay_ratio` earlier ones for each."""
         positions = np.asarray(positions, np.int64)
         log = self.memory.log.view(shared_tail=True)
         self._grow()

@@ -133,10 +133,9 @@ class Trainer:
         )
         if len(fresh):
             with torch_threads(threads):
-                now = float(self.memory.log.view(shared_tail=True).time[fresh.start : fresh.stop].max())
-                attempt.report = self.learner.learn(np.asarray(learned), now=now, replay_ratio=replay_ratio)
+                attempt.report = self.learner.learn(np.asarray(learned), replay_ratio=replay_ratio)
                 if self.shadow is not None:
-                    self.shadow.learn(learned, now=now, replay_ratio=replay_ratio)
+                    self.shadow.learn(learned, replay_ratio=replay_ratio)
             self._held_out = held_out
         return attempt
 

@@ -46,7 +46,7 @@ def world(spec: ModelSpec = SPEC) -> Memory:
 
 def learned(train: TrainSpec, spec: ModelSpec = SPEC, *, passes: int = 1) -> tuple[Learner, list[float]]:
     learner = Learner(spec, train, world(spec), 0)
-    reports = [learner.learn(np.arange(EVENTS), now=2e3, replay_ratio=0.0) for _ in range(passes)]
+    reports = [learner.learn(np.arange(EVENTS), replay_ratio=0.0) for _ in range(passes)]
     assert all(report.finite for report in reports)
     return learner, [report.loss for report in reports]
 
@@ -65,13 +65,13 @@ def everything(objective: str) -> TrainSpec:
 def test_with_everything_on_a_resumed_run_ends_where_an_uninterrupted_one_does(objective: str, head: str) -> None:
     spec, train = replace(SPEC, objective=objective, head=head), everything(objective)  # type: ignore[arg-type]
     whole = Learner(spec, train, world(spec), 0)
-    whole.learn(np.arange(60), now=2e3, replay_ratio=1.0)
+    whole.learn(np.arange(60), replay_ratio=1.0)
     file = io.BytesIO()
     torch.save(whole.state_dict(), file)
     file.seek(0)
     resumed = Learner(spec, train, world(spec), 9)
     resumed.load_state_dict(torch.load(file, weights_only=True))
-    reports = [one.learn(np.arange(60, EVENTS), now=2e3, replay_ratio=1.0) for one in (whole, resumed)]
+    reports = [one.learn(np.arange(60, EVENTS), replay_ratio=1.0) for one in (whole, resumed)]
     assert reports[0] == reports[1]
     assert reports[0].finite
     files = []
@@ -143,7 +143,7 @@ def test_scores_are_taken_under_the_noise_that_the_encoders_learn_from() -> None
         return leaves
 
     learner.objective.leaves = watched  # type: ignore[method-assign, assignment]
-    learner.learn(np.arange(EVENTS), now=2e3, replay_ratio=0.0)
+    learner.learn(np.arange(EVENTS), replay_ratio=0.0)
     assert seen
     assert all(float(one.detach()) > 0 for one in seen)
     assert learner.content_steps._encoded is None

@@ -61,7 +61,7 @@ def test_snapshot_serves_the_average_and_without_one_the_last_weights() -> None:
     memory = world(spec)
     for average, same in ((0.98, False), (0.0, True)):
         learner = Learner(spec, TrainSpec(batch=48, actions=ACTIONS, average=average), memory, seed=0)
-        learner.learn(np.arange(240), now=0.0, replay_ratio=1.0)
+        learner.learn(np.arange(240), replay_ratio=1.0)
         state = learner.state_dict()
         snapshot = Snapshot.build(spec, state, memory, version=1)
         served = snapshot.scorer.state_dict()["tower.outer.weight"]
@@ -75,7 +75,7 @@ def test_history_is_read_with_what_its_items_say_of_a_user_and_forgotten_items_s
     spec = spec_of()
     memory = world(spec)
     learner = Learner(spec, TRAIN, memory, seed=0)
-    learner.learn(np.arange(200), now=0.0, replay_ratio=1.0)
+    learner.learn(np.arange(200), replay_ratio=1.0)
     state = learner.state_dict()
     assert state["context"]["values"].abs().sum() > 0
     with_it = Snapshot.build(spec, state, memory, version=1)
@@ -86,7 +86,7 @@ def test_history_is_read_with_what_its_items_say_of_a_user_and_forgotten_items_s
     row = memory.item_index("4")
     assert row is not None
     memory.forget_item("4")
-    learner.learn(np.arange(200, 240), now=0.0, replay_ratio=1.0)
+    learner.learn(np.arange(200, 240), replay_ratio=1.0)
     for table in learner.tables.values():
         assert not table.values[row].any()
         assert not table.average[row].any()

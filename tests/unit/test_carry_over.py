@@ -45,7 +45,7 @@ def world(spec: ModelSpec) -> Memory:
 
 def learned(spec: ModelSpec) -> Learner:
     learner = Learner(spec, TRAIN, world(spec), 0)
-    learner.learn(np.arange(60), now=2e3, replay_ratio=1.0)
+    learner.learn(np.arange(60), replay_ratio=1.0)
     return learner
 
 
@@ -99,12 +99,12 @@ def test_an_added_modality_is_learned_once_items_are_announced_with_it() -> None
     state = carry_over(learned(TEXT).state_dict(), TEXT, WIDER, seed=1)
     learner = go_on(state, WIDER)
     fresh = copy.deepcopy(learner.scorer.encoders["image"].state_dict())
-    learner.learn(np.arange(60, 70), now=2e3, replay_ratio=1.0)
+    learner.learn(np.arange(60, 70), replay_ratio=1.0)
     assert learner.scorer.observed("image") == 0
     for item in range(0, 12, 2):
         image = np.random.default_rng(item).normal(3, 2, size=4).astype(np.float32)
         learner.memory.announce(f"i{item}", 1e3, {**features(item, WIDER), "image": image})
-    assert learner.learn(np.arange(70, 80), now=2e3, replay_ratio=1.0).finite
+    assert learner.learn(np.arange(70, 80), replay_ratio=1.0).finite
     assert learner.scorer.observed("image") == 6, "items that were known before are seen too"
     moved = {
         name for name, value in learner.scorer.encoders["image"].state_dict().items() if (value != fresh[name]).any()
@@ -128,6 +128,6 @@ def test_learning_goes_on_from_what_is_left(spec: ModelSpec) -> None:
     assert torch.equal(learner.residual.values, first.residual.values)
     assert torch.equal(learner.scorer.tower.key.weight, first.scorer.tower.key.weight)
     assert torch.equal(learner.scorer.tower.outer.weight, first.scorer.tower.outer.weight)
-    assert learner.learn(np.arange(60, 80), now=2e3, replay_ratio=1.0).finite
+    assert learner.learn(np.arange(60, 80), replay_ratio=1.0).finite
     again = carry_over(first.state_dict(), TEXT, spec, seed=1)
     assert all(torch.equal(value, again["scorer"][name]) for name, value in state["scorer"].items())

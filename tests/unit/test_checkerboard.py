@@ -67,7 +67,7 @@ def test_on_a_checkerboard_the_withheld_item_comes_first(case: Case) -> None:
     learner = Learner(spec, train, memory, 0)
     missed: str | None = ""
     for passed in range(1, PASSES + 1):
-        learner.learn(np.asarray(positions), now=2_000.0, replay_ratio=0.0)
+        learner.learn(np.asarray(positions), replay_ratio=0.0)
         if passed % LOOK == 0:
             overlay = Overlay(snapshot_of(learner))
             wrong = (u for u, item in withheld.items() if overlay.recommend(u, k=1)[0]["item_id"] != item)

@@ -200,7 +200,7 @@ def halves(fusion: str, head: str) -> tuple[Memory, Learner]:
     )  # fmt: skip
     learner = Learner(spec, TrainSpec(batch=64, repeats=True), memory, seed=0)
     for _ in range(4):
-        learner.learn(np.arange(600), now=0.0, replay_ratio=0.0)
+        learner.learn(np.arange(600), replay_ratio=0.0)
     return memory, learner
 
 

@@ -83,12 +83,12 @@ def test_resumed_learning_is_uninterrupted_learning_bit_for_bit(objective: str, 
     memory = world(spec)
     whole, first = (Learner(spec, TRAIN, memory, seed=3) for _ in range(2))
     for learner in (whole, first):
-        learner.learn(np.arange(100), now=0.0, replay_ratio=1.0)
+        learner.learn(np.arange(100), replay_ratio=1.0)
     torch.manual_seed(99)  # nothing of it may enter
     resumed = Learner(spec, TRAIN, memory, seed=77)
     resumed.load_state_dict(stored(first.state_dict()))
     before = torch.random.get_rng_state()
-    reports = [one.learn(np.arange(100, 240), now=0.0, replay_ratio=2.0) for one in (whole, resumed)]
+    reports = [one.learn(np.arange(100, 240), replay_ratio=2.0) for one in (whole, resumed)]
     assert reports[0] == reports[1]
     assert reports[0].finite
     assert reports[0].new == 140
@@ -104,23 +104,23 @@ def test_learning_needs_no_modalities_and_bears_events_that_teach_nothing() -> N
     memory.forget_user("3")
     memory.forget_item("4")
     learner = Learner(spec, TRAIN, memory, seed=0)
-    report = learner.learn(np.arange(240), now=0.0, replay_ratio=0.0)
+    report = learner.learn(np.arange(240), replay_ratio=0.0)
     assert report.finite
     assert report.replayed == 0
-    empty = learner.learn(np.empty(0, np.int64), now=0.0, replay_ratio=2.0)
+    empty = learner.learn(np.empty(0, np.int64), replay_ratio=2.0)
     assert (empty.steps, empty.new, empty.finite) == (0, 0, True)
 
 
 def test_state_is_a_copy() -> None:
     spec = spec_of()
     learner = Learner(spec, TRAIN, world(spec), seed=0)
-    learner.learn(np.arange(100), now=0.0, replay_ratio=1.0)
+    learner.learn(np.arange(100), replay_ratio=1.0)
     state, again = learner.state_dict(), learner.state_dict()
-    learner.learn(np.arange(100, 240), now=0.0, replay_ratio=1.0)
+    learner.learn(np.arange(100, 240), replay_ratio=1.0)
     assert_same(state, again)
     other = Learner(spec, TRAIN, learner.memory, seed=0)
     other.load_state_dict(state)
-    other.learn(np.arange(100, 240), now=0.0, replay_ratio=1.0)
+    other.learn(np.arange(100, 240), replay_ratio=1.0)
     assert_same(state, again)
     assert_same(learner.state_dict(), other.state_dict())
 
@@ -130,18 +130,18 @@ def test_poisoned_weights_are_reported_and_the_parent_state_heals_them() -> None
     learner = Learner(spec, TRAIN, world(spec), seed=0)
     parent = learner.state_dict()
     learner.scorer.tower.outer.bias.data.fill_(torch.nan)
-    assert not learner.learn(np.arange(100), now=0.0, replay_ratio=0.0).finite
+    assert not learner.learn(np.arange(100), replay_ratio=0.0).finite
     learner.load_state_dict(parent)
-    assert learner.learn(np.arange(100), now=0.0, replay_ratio=0.0).finite
+    assert learner.learn(np.arange(100), replay_ratio=0.0).finite
 
 
 def test_sampled_softmax_learns_a_catalogue_too_large_for_the_full_one() -> None:
     spec = spec_of()
     memory = world(spec, 600)
     learner = Learner(spec, TrainSpec(batch=48, full_softmax_items=5, negatives=16, actions=ACTIONS), memory, seed=0)
-    first = learner.learn(np.arange(300), now=0.0, replay_ratio=0.0).loss
+    first = learner.learn(np.arange(300), replay_ratio=0.0).loss
     for _ in range(6):
-        last = learner.learn(np.arange(300), now=0.0, replay_ratio=0.0).loss
+        last = learner.learn(np.arange(300), replay_ratio=0.0).loss
     assert last < first - 0.3
 
 
@@ -157,7 +157,7 @@ def test_a_first_interaction_teaches_the_encoders_what_is_wanted(head: Literal["
     memory.append(EventBatch(["u"], ["i7"], ["view"], np.array([np.nan], np.float32), np.array([1.0])))
     learner = Learner(spec, train, memory, seed=0)
     before = [one.detach().clone() for one in learner.scorer.encoders.parameters()]
-    learner.learn(np.arange(1), now=1.0, replay_ratio=0.0)
+    learner.learn(np.arange(1), replay_ratio=0.0)
     after = list(learner.scorer.encoders.parameters())
     assert any(not torch.equal(one, now) for one, now in zip(before, after, strict=True))
 
@@ -170,7 +170,7 @@ def test_checkerboard_ranks_the_half_that_a_user_lives_in(head: str, passes: int
     memory = world(spec, 1000)
     learner = Learner(spec, TRAIN, memory, seed=0)
     for _ in range(passes):
-        learner.learn(np.arange(1000), now=0.0, replay_ratio=0.0)
+        learner.learn(np.arange(1000), replay_ratio=0.0)
     snapshot = Snapshot.build(spec, learner.state_dict(), memory, version=1)
     users = [str(user) for user in range(12)]
     scores = snapshot.scores(snapshot.user_vectors(users), snapshot.vectors("items"))

@@ -34,7 +34,7 @@ def snapshot() -> Snapshot:
         memory.announce(f"i{number}", float(number * 10), {})
     memory.append(batch_of(np.random.default_rng(0), 60, 0.0))
     learner = Learner(SPEC, TrainSpec(batch=16), memory, seed=0)
-    learner.learn(np.arange(60), now=100.0, replay_ratio=0.0)
+    learner.learn(np.arange(60), replay_ratio=0.0)
     return Snapshot.build(SPEC, learner.state_dict(), memory, version=1)
 
 

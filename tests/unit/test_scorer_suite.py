@@ -86,7 +86,7 @@ def world(spec: ModelSpec) -> Memory:
 
 
 def learn(learner: Learner, start: int = 0, stop: int = EVENTS) -> LearnReport:
-    return learner.learn(np.arange(start, stop), now=2_000.0, replay_ratio=1.0)
+    return learner.learn(np.arange(start, stop), replay_ratio=1.0)
 
 
 def flat(state: Any, at: str = "") -> dict[str, Any]:
@@ -134,7 +134,7 @@ def test_learning_leaves_its_inputs_unchanged(spec: ModelSpec) -> None:
     memory = world(spec)
     segments = world(spec).drain()
     positions = np.arange(EVENTS)
-    Learner(spec, TRAIN, memory, 0).learn(positions, now=2_000.0, replay_ratio=1.0)
+    Learner(spec, TRAIN, memory, 0).learn(positions, replay_ratio=1.0)
     assert np.array_equal(positions, np.arange(EVENTS))
     assert memory.drain() == segments
     for item in range(ITEMS):
@@ -251,7 +251,7 @@ def test_one_item_and_one_user_or_none_of_them_are_enough(case: Case, event_of: 
     batches = [EventBatch(["u"], ["i"], ["view"], one, np.array([1_000.0 + n])) for n, one in enumerate((values, nan))]
     learner = Learner(spec, TRAIN, memory, 0)
     for batch in batches if item else ():
-        report = learner.learn(np.asarray(memory.append(batch)), now=2_000.0, replay_ratio=1.0)
+        report = learner.learn(np.asarray(memory.append(batch)), replay_ratio=1.0)
         assert report.finite
     snapshot = snapshot_of(learner)
     known = int(user is not None)
@@ -309,7 +309,7 @@ def test_replayed_clicks_do_not_give_themselves_away(head: Any) -> None:
     positions = memory.append(batch)
     learner = Learner(spec, TRAIN, memory, 0)
     for phase in np.split(np.asarray(positions), 4):
-        learner.learn(phase, now=2_000.0, replay_ratio=2.0)
+        learner.learn(phase, replay_ratio=2.0)
     overlay = Overlay(snapshot_of(learner))
     untouched = np.concatenate([overlay.scores(f"u{user}")[count:] for user in range(50)])
     assert 0.35 < (1 / (1 + np.exp(-untouched))).mean() < 0.65

@@ -15,7 +15,7 @@ from tests.unit.test_learner import ACTIONS, TRAIN, spec_of, world
 def trained(spec: ModelSpec, events: int = 240) -> tuple[Learner, Memory]:
     memory = world(spec, events)
     learner = Learner(spec, TRAIN, memory, seed=1)
-    learner.learn(np.arange(events), now=0.0, replay_ratio=1.0)
+    learner.learn(np.arange(events), replay_ratio=1.0)
     return learner, memory
 
 
@@ -65,7 +65,7 @@ def test_snapshot_does_not_change_when_memory_and_weights_do() -> None:
     memory.append(EventBatch(["1", "new"], ["7", "other"], ["view"] * 2, np.zeros(2, np.float32), np.array([1e3, 2e3])))
     memory.announce("3", 5e3, {"text": np.zeros(5, np.float32)})
     memory.enrol("1", 5e3, {"age": np.zeros(2, np.float32)})
-    learner.learn(np.arange(240, 242), now=2e3, replay_ratio=5.0)
+    learner.learn(np.arange(240, 242), replay_ratio=5.0)
     np.testing.assert_array_equal(snapshot.vectors("items"), items)
     np.testing.assert_array_equal(snapshot.user_vectors(["1", "2"]), users)
     assert snapshot.user_ids() == ids

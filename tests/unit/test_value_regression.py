@@ -98,6 +98,6 @@ def test_tastes_are_learned_without_any_content() -> None:
         values = (3 + (tastes[user] * items[item]).sum(1)).astype(np.float32)
         times = 1e9 + phase * n + np.arange(n, dtype=float)
         batch = EventBatch([f"u{u}" for u in user], [f"i{i}" for i in item], ["rating"] * n, values, times)
-        losses.append(learner.learn(np.asarray(memory.append(batch)), now=times[-1], replay_ratio=0.0).loss)
+        losses.append(learner.learn(np.asarray(memory.append(batch)), replay_ratio=0.0).loss)
     # 1 is what a mean foresees; of tastes that are orthogonal to it, no bias knows anything
     assert losses[-1] < 0.5

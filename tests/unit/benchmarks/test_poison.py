@@ -69,7 +69,7 @@ def spoiled(kind: str, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Lea
     met = Learned(trainer)
     monkeypatch.setattr(trainer.learner, "learn", met)
     with SPOILS[kind](trainer, np.random.default_rng(0)):
-        trainer.learner.learn(np.arange(FIRST, STOP), now=0.0, replay_ratio=1.0)
+        trainer.learner.learn(np.arange(FIRST, STOP), replay_ratio=1.0)
     return met
 
 
