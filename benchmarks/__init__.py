@@ -3,5 +3,5 @@
 import os
 
 # Threads of torch that wait for one another must not spin: beside another busy process, two took fifteen times as long
-# as one. OpenMP reads this when torch is imported.
+# as one, and a fifth longer without spinning. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -47,7 +47,7 @@ class Contender:
         modalities = config.model.modalities or self.modalities()
         config = config.model_copy(update={"model": replace(config.model, modalities=modalities)})
         self.config = config
-        self._threads = training_threads(config.train, alone=True)
+        self._threads = training_threads(config.train)
         # One user's vector is so little work that several threads would mostly wait for one another.
         torch.set_num_threads(1)
         self.trainer = Trainer.fresh(config)

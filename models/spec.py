@@ -62,7 +62,7 @@ class TrainSpec:
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     """Where the weights learn; bit-for-bit resumption is promised on `cpu`."""
     threads: int = 0
-    """Threads of torch while learning; 0: all cores but one, which is left to intake, and all in `replay`."""
+    """Threads of torch while learning; 0: all cores but one, which is left to intake."""
     batch: int = 256
     """Examples in one step."""
     learning_rate: float = 3e-3

@@ -6,7 +6,6 @@ its last checkpoint left off. The state it leaves is a backfill: `headwater run 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import tempfile
@@ -33,7 +32,6 @@ from service.phase import run_phase
 from service.phase_builder import Entry, PhaseBuilder
 from service.phase_log import PhaseLine
 from service.state_dir import StateDirectory
-from service.trainer import training_threads
 from streams.events import DecodeError, EventDecoder, Interaction, Item, Record, User
 from streams.files import FileEvent, merge_by_time, read_events
 from streams.source_types import TopicPartition
@@ -49,8 +47,6 @@ JUDGED_PHASES = 160
 def replay(config: Config, files: Sequence[Path], *, judge: bool = False, json_out: Path | None = None) -> int:
     """Learns the files phase by phase and prints the prequential metrics; returns the exit code, 0."""
     console = Console()
-    train = dataclasses.replace(config.train, threads=training_threads(config.train, alone=True))
-    config = config.model_copy(update={"train": train})
     with tempfile.TemporaryDirectory(prefix="headwater-judge-") as scratch:
         if judge:
             # The judge counts from nothing, and leaves nothing behind.

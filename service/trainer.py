@@ -244,11 +244,9 @@ class Trainer:
         return {**self.state_dict(), "learner": state["learner"]}
 
 
-def training_threads(train: TrainSpec, *, alone: bool = False) -> int:
-    """Threads for torch while learning: as configured, or all cores but one, which is left to intake; all where there
-    is none."""
-    cores = os.cpu_count() or 2
-    return train.threads or (cores if alone else max(1, cores - 1))
+def training_threads(train: TrainSpec) -> int:
+    """Threads for torch while learning: as configured, or all cores but one, which is left to intake."""
+    return train.threads or max(1, (os.cpu_count() or 2) - 1)
 
 
 @contextmanager
