@@ -1,7 +1,3 @@
 """Figures: what Headwater is measured by."""
 
-import os
-
-# Threads of torch that wait for one another must not spin: beside another busy process, two took fifteen times as long
-# as one, and a fifth longer without spinning. OpenMP reads this when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import service as service  # first of all: it tells torch's threads how to wait, which must be before torch is imported

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.memory import EventBatch, arrival_order
+from models.memory import EventBatch
 from models.overlay import Overlay
+from service.collecting import announcement_order
 from service.config import Config
 from service.trainer import Trainer, torch_threads, training_threads
 
@@ -98,7 +99,7 @@ class Contender:
         trainer = self.trainer
         announcements = [(str(i), float(self.past.announced[i]), self._features(i)) for i in self._to_memory]
         self._to_memory.clear()
-        for announcement in sorted(announcements, key=lambda one: arrival_order(*one)):
+        for announcement in sorted(announcements, key=lambda one: announcement_order(*one)):
             trainer.memory.announce(*announcement)
         self.phase += 1
         fresh = trainer.memory.append(self._batch(a, b))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from benchmarks.contender import make
+from benchmarks.contender import NEVER, make
 from benchmarks.prequential import Past, evaluate
 from benchmarks.stream import Stream
 from models.ranking import ndcg_at_k
@@ -75,7 +76,7 @@ class OracleEntrant:
         """True utilities, (I,)."""
         event = self._simulator.world.event_at(t)
         known = self._simulator.oracle.utilities(event, self._users[[u]])[0]
-        out = np.full(len(self._items), -1e9)
+        out = np.full(len(self._items), NEVER)
         there = self._items < len(known)
         out[there] = known[self._items[there]]
         return out
@@ -114,7 +115,7 @@ def main() -> None:
     unknown = set(args.laws) - set(GOALS)
     if unknown:
         parser.error(f"There is no law {sorted(unknown)[0]!r}; there are {', '.join(GOALS)}.")
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(30))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     for law in args.laws:
         for seed in args.seeds:
             shares = relative(law, seed)

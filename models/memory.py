@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,18 +45,6 @@ class EventBatch:
         return EventBatch(
             self.users[span], self.items[span], self.actions[span], self.values[span], self.times[span]
         )  # fmt: skip
-
-
-def arrival_order(item_id: str, time: float, features: Mapping[str, Vectors]) -> tuple[float, int, str]:
-    """Sorts announcements: by time, then by content, then by id.
-
-    The items of one moment come in any order, for a broker's partitions have none between them; told to memory in this
-    one, they get the same rows each time, and the same is learned.
-    """
-    digest = 0
-    for name in sorted(features):
-        digest = crc32(features[name].astype(np.float32, copy=False).tobytes(), digest)
-    return time, digest, item_id
 
 
 class Memory:

@@ -3,12 +3,14 @@ it comes into memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
-from models.memory import EventBatch, Memory, arrival_order
+from models.memory import EventBatch, Memory
 from service.arrivals import Arrival, ClosedPhase, event_batch, interactions_of
 from service.dedupe import Deduplicator
 from service.tombstones import Tombstone
@@ -38,21 +40,34 @@ def collect(phase: ClosedPhase, *, dedupe: Deduplicator, late_before: float | No
         event_ids=[event.event_id for event in kept],
         duplicates=int(repeated.sum()),
         late=0 if late_before is None else int((batch.times < late_before).sum()),
-        content=_in_order(
-            sorted([*phase.items, *phase.users], key=lambda arrival: (arrival.topic, arrival.partition, arrival.offset))
-        ),
+        content=_in_order([*phase.items, *phase.users]),
     )
+
+
+def announcement_order(
+    item_id: str, time: float, features: Mapping[str, NDArray[np.float32]]
+) -> tuple[float, int, str]:
+    """Sorts announcements: by time, then by content, then by id.
+
+    The items of one moment come in any order, for a broker's partitions have none between them; told to memory in this
+    one, they get the same rows each time, and the same is learned.
+    """
+    digest = 0
+    for name in sorted(features):
+        digest = crc32(features[name].astype(np.float32, copy=False).tobytes(), digest)
+    return time, digest, item_id
 
 
 def _in_order(content: list[Arrival]) -> list[Arrival]:
     """By the first announcement of each id, whatever partition it came from; then by offset."""
+    content = sorted(content, key=lambda arrival: (arrival.topic, arrival.partition, arrival.offset))
     first: dict[tuple[str, str], tuple[float, int, str]] = {}
     keys = []
     for arrival in content:
         event = arrival.event
         assert not isinstance(event, Interaction)
         id_ = _id(event)
-        order = first.setdefault((arrival.topic, id_), arrival_order(id_, arrival.time, event.features))
+        order = first.setdefault((arrival.topic, id_), announcement_order(id_, arrival.time, event.features))
         keys.append((arrival.topic, *order))
     # sorting is stable: one id's events keep their order
     return [content[place] for place in sorted(range(len(content)), key=keys.__getitem__)]
