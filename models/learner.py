@@ -32,6 +32,7 @@ from models.objectives import AUXILIARY, OBJECTIVES
 from models.popularity import FEATURES, Popularity
 from models.sampling import replay_positions
 from models.scorer import Scorer
+from models.soundness import check_learner
 from models.spec import ModelSpec, TrainSpec
 
 Ints = NDArray[np.int64]
@@ -257,6 +258,19 @@ class Learner:
             "calibration": self.calibration.state(),
             "values": asdict(self.values),
         }
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Whether `state` can be one of a learner of this model and memory. Raises `ValueError`, and `KeyError`,
+        `TypeError` or `AttributeError` where it is no state at all."""
+        check_learner(
+            state,
+            scorer=self.scorer.state_dict(),
+            parameters=dict(self.scorer.named_parameters()),
+            optimizer=self.optimizer.state_dict(),
+            dim=self.spec.dim,
+            items=len(self.memory.items),
+            events=self.memory.n_events,
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken. Raises `RuntimeError` where its shapes are another model's."""

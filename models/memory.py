@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import segments
+from models import stored as stored_checks
 from models.event_log import ROW, EventLog, LogView
 from models.features import FeatureTable, Vectors
 from models.growing import GrowingArray
@@ -274,26 +275,32 @@ class Memory:
     ) -> Memory:  # fmt: skip
         """The memory that was drained into `stored`: segment name → its chunks in order, cut anywhere.
 
-        Equal to the drained one bit for bit. Raises `ValueError` where a segment is torn.
+        Equal to the drained one bit for bit. Raises `ValueError` where a segment is torn, or holds what `drain` never
+        wrote; `msgspec.MsgspecError` where a message in it cannot be read.
         """
         memory = cls(spec, actions)
         # Forgetting comes last: rows are never used again, so nothing that follows it is of the same row.
         forgotten: list[Word] = []
         for raw in segments.frames(stored.get("vocabulary", ())):
             word = segments.words.decode(raw)
+            stored_checks.check_word(word, memory._known, most_actions=ACTIONS)
             memory._add_word(word, forgotten)
         for raw in segments.frames(stored.get("contents", ())):
             content = segments.contents.decode(raw)
-            if content.row < len(memory.items):
-                vectors = segments.unpack_vectors(content.features, spec.modalities)
-                memory.item_features.put(content.row, vectors)
-                memory._attributes[content.row] = content.attributes
-                memory._announced.rows[content.row] = min(memory._announced.rows[content.row], content.time)
+            vectors = segments.unpack_vectors(content.features, spec.modalities)
+            stored_checks.check_content(content, len(memory.items), vectors)
+            memory.item_features.put(content.row, vectors)
+            memory._attributes[content.row] = content.attributes
+            memory._announced.rows[content.row] = min(memory._announced.rows[content.row], content.time)
         for raw in segments.frames(stored.get("profiles", ())):
             content = segments.contents.decode(raw)
-            memory.user_features.put(content.row, segments.unpack_vectors(content.features, spec.user_features))
+            vectors = segments.unpack_vectors(content.features, spec.user_features)
+            stored_checks.check_content(content, len(memory.users), vectors)
+            memory.user_features.put(content.row, vectors)
         weights = memory._usual_weights()
+        known = {"users": len(memory.users), "items": len(memory.items), "actions": len(memory.actions)}
         for rows in segments.rows(stored.get("events", ()), ROW):
+            stored_checks.check_events(rows, **known)
             memory._add_events(rows, weights)
         for word in forgotten:
             if word.op == "-item":
@@ -301,13 +308,18 @@ class Memory:
             elif word.op == "-user":
                 memory._blank_user(word.row)
             else:
+                stored_checks.check_silence(word, memory.n_events)
                 memory.log.silence(word.row, word.stop)
         memory._drained = memory.n_events
         return memory
 
+    @property
+    def _known(self) -> dict[str, Vocabulary]:
+        return {"item": self.items, "user": self.users, "action": self.actions}
+
     def _add_word(self, word: Word, forgotten: list[Word]) -> None:
         if word.op in ("item", "user", "action"):
-            known = {"item": self.items, "user": self.users, "action": self.actions}[word.op]
+            known = self._known[word.op]
             if word.name is None:
                 known.add_blank()
             else:

@@ -136,6 +136,11 @@ class Snapshot:
                 self.contents_ND[rows] + self.residual[rows], self.bias[rows], self.features_NK[rows]
             )  # fmt: skip
 
+    @property
+    def finite(self) -> bool:
+        """Whether the vectors of all items and of the default user are finite."""
+        return bool(np.isfinite(self.vectors_NV).all() and np.isfinite(self.default_user).all())
+
     # -- vectors
 
     @torch.no_grad()

@@ -14,8 +14,9 @@ import structlog
 import torch
 
 from models.serving import Snapshot
+from models.soundness import finite
 from service.arrivals import ClosedPhase, Offsets
-from service.checkpoints import CheckpointStore
+from service.checkpoints import Checkpoint, CheckpointStore
 from service.collecting import Collected, apply_content, collect, remember
 from service.config import Config
 from service.dedupe import SEGMENT, Deduplicator
@@ -31,6 +32,7 @@ from service.phase_metrics import count_phase, time_phase
 from service.prequential import CHUNK, measure
 from service.promotion import Verdict
 from service.publication import PublicationError, Publisher
+from service.sealed import content_explained, damaged
 from service.state_dir import StateDirectory
 from service.tombstones import Tombstones
 from service.trainer import Attempt, State, Trainer, torch_threads, training_threads
@@ -96,7 +98,7 @@ class Engine:
             self.dedupe = Deduplicator(capacity=self.config.events.dedupe_events)
         else:
             self._restore(self.parent)
-        self.parent_snapshot = self.trainer.snapshot(version=self.parent or 0)
+        self.parent_snapshot = self._sound(self.trainer.snapshot(version=self.parent or 0))
         # Looked up when asked for: a verb changes both between two phases, and whoever gave it may look at once.
         self.metrics.version.set_function(lambda: self.parent or 0)
         self.metrics.promotion_held.set_function(lambda: self.held)
@@ -116,16 +118,24 @@ class Engine:
     def _restore(self, version: int) -> None:
         checkpoint = self.store.load(version)
         self.manifest = checkpoint.manifest
+        champion = self.store.champion()
+        with content_explained(self.state.layout.checkpoint(version)):
+            self._take_over(checkpoint, champion)
+
+    def _take_over(self, checkpoint: Checkpoint, champion: int | None) -> None:
+        assert self.manifest is not None
         state, self.adopted = checkpoint.state["trainer"], False
         if self._adopt_shadow and (adopted := shadow_in_place(self.config, state, checkpoint.manifest.spec)):
             state, self.adopted = adopted, True
         else:
             state = carried_over(self.config, state, checkpoint.manifest.spec)
-        self.maxima = {(topic, partition): at for topic, partition, at in checkpoint.state["maxima"]}
+        self.maxima = _maxima(checkpoint.state["maxima"])
         segments: dict[str, Any] = dict(checkpoint.segments)
         event_ids = segments.pop(SEGMENT, ())
-        champion = self.store.champion()
-        champion_state = None if champion is None or self.adopted else self.trainer_state(champion)
+        if champion is None or self.adopted:
+            champion_state = None
+        else:
+            champion_state = state if champion == self.manifest.version else self._stored_state(champion)
         self.trainer = Trainer.restore(self.config, state, segments, champion_state)
         for kind, forget in (("items", self.trainer.memory.forget_item), ("users", self.trainer.memory.forget_user)):
             for one in self.tombstones.pending(kind, checkpoint.manifest):  # type: ignore[arg-type]
@@ -371,13 +381,28 @@ class Engine:
                 self.phase_log.published(version, at)  # a crash had come between the flip and this
 
     def champion_snapshot(self, version: int) -> Snapshot:
-        """The served version's weights over today's catalogue and histories."""
-        return self.trainer.snapshot(version=version, state=self.trainer_state(version))
+        """The served version's weights over today's catalogue and histories. Raises StateError."""
+        with content_explained(self.state.layout.checkpoint(version)):
+            state = self.trainer_state(version)
+            return self._sound(self.trainer.snapshot(version=version, state=state))
+
+    def _sound(self, snapshot: Snapshot) -> Snapshot:
+        """Weights can be finite and their vectors not: such a version is not served."""
+        if not snapshot.finite:
+            raise damaged(self.state.layout.checkpoint(snapshot.version), "its vectors are not finite")
+        return snapshot
 
     def trainer_state(self, version: int) -> State:
         """What a version's checkpoint holds for the trainer, for today's modalities. Raises StateError."""
+        state = self._stored_state(version)
+        with content_explained(self.state.layout.checkpoint(version)):
+            self.trainer.check(state)
+        return state
+
+    def _stored_state(self, version: int) -> State:
         checkpoint = self.store.load(version)
-        return carried_over(self.config, checkpoint.state["trainer"], checkpoint.manifest.spec)
+        with content_explained(self.state.layout.checkpoint(version)):
+            return carried_over(self.config, checkpoint.state["trainer"], checkpoint.manifest.spec)
 
     def go_on_from(self, manifest: Manifest, state: dict[str, Any]) -> None:
         """Learning resumes from a checkpoint made by hand (`rollback --relearn`)."""
@@ -404,6 +429,12 @@ class Engine:
 
 def _nobody(_learned: Offsets) -> None:
     """No intake listens: replay, and verbs without a daemon."""
+
+
+def _maxima(stored: Any) -> dict[TopicPartition, float]:
+    """The greatest event time by partition. Raises ValueError or TypeError for anything else."""
+    finite(stored, "maxima")
+    return msgspec.convert({(topic, partition): at for topic, partition, at in stored}, dict[tuple[str, int], float])
 
 
 def _plain(offsets: Offsets) -> dict[str, dict[int, int]]:

@@ -57,7 +57,7 @@ def rollback(engine: Engine, *, to: int | None, relearn: bool, dry_run: bool) ->
     }
     if dry_run:
         return said
-    engine.trainer.check_fits(engine.store.load(target).manifest.spec)  # before anything is held or written
+    engine.trainer_state(target)  # raises what is wrong with it, before anything is held or written
     engine.hold.set(f"rolled back from version {champion} to {target}")
     version = serve_again(
         engine, target, reason=f"Rolled back by hand to version {target}.", rolled_back=True, relearn=relearn

@@ -85,7 +85,7 @@ class JsonLines(Generic[T]):
             return None
         try:
             return self._decoder.decode(line)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from service.phase_log import Decision, Offsets, PhaseLine
 from service.sealed import Sealed
-from service.segments import Extent
+from service.segments import Count, Digest, Extent
 
 Position = Mapping[tuple[str, int], int]
 """Next offset to read by (topic, partition): the form in which a source takes it."""
@@ -35,7 +35,7 @@ class CheckpointFacts(Sealed, frozen=True, kw_only=True):
     """Event time, epoch seconds."""
     line: PhaseLine | None = None
     """The phase's line of `phases.jsonl`; None where no phase was run (a rollback or promotion by hand)."""
-    weights_of: int | None = None
+    weights_of: Count | None = None
     """The version whose weights these are, if it took an earlier one's: a rollback, a promotion by hand, a refused
     phase.
     """
@@ -46,16 +46,16 @@ class CheckpointFacts(Sealed, frozen=True, kw_only=True):
 class FileEntry(msgspec.Struct, frozen=True):
     """One file of a checkpoint's directory."""
 
-    sha256: str
-    size: int
+    sha256: Digest
+    size: Count
     """Bytes."""
 
 
 class Manifest(CheckpointFacts, frozen=True, kw_only=True):
     """`manifest.json`: sealed, so that damage to it is noticed like damage to what it describes."""
 
-    version: int
-    parent: int | None
+    version: Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+    parent: Count | None
     """The version whose segments this one continues; None for the first."""
     resumable: bool
     """Whether learning goes on from here (a phase), or it is only served (a rollback or promotion by hand)."""

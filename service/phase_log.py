@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -17,7 +17,8 @@ from service.durable import fsync_directory
 from service.json_lines import JsonLines
 
 Decision = Literal["promoted", "refused", "held", "empty"]
-Offsets = dict[str, dict[int, int]]
+Offset = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Offsets = dict[str, dict[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], Offset]]
 """Next offset to read: {topic: {partition: offset}}."""
 
 

@@ -13,6 +13,7 @@ from time import monotonic
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from models.serving import Snapshot
 from service.arrivals import Offsets, passed
@@ -148,10 +149,12 @@ class Publisher:
         started = monotonic()
         items, users = 0, 0
         for ids, vectors in snapshot.items_in_chunks():
+            _require_finite(snapshot.version, "items", vectors)
             self.sink.write(snapshot.version, "items", ids, vectors)
             items += len(ids)
         crash_point("publish.half")
         for ids, vectors in snapshot.users_in_chunks(active_days=self.config.users_active_days):
+            _require_finite(snapshot.version, "users", vectors)
             self.sink.write(snapshot.version, "users", ids, vectors)
             users += len(ids)
         self.metrics.published_vectors.labels(kind="items").set(items)
@@ -238,6 +241,15 @@ class Publisher:
             published_at=rfc3339(at),
             event_time=None if event_time is None else rfc3339(event_time),
             writer=self.writer,
+        )
+
+
+def _require_finite(version: int, kind: str, vectors: NDArray[np.float32]) -> None:
+    """Readers would rank by NaN: whatever let such a version come so far, it is not published."""
+    if not np.isfinite(vectors).all():
+        raise PublicationError(
+            f"A vector of {kind} of version {version} is not finite, so it is not published.",
+            hint="Promote or roll back to another version; see `headwater versions`.",
         )
 
 

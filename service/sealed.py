@@ -6,20 +6,26 @@ missing byte breaks it. Later formats keep this rule, so that an older Headwater
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from service.durable import replace_file
-from service.errors import CorruptCheckpoint, NewerFormat
+from service.errors import CorruptCheckpoint, HeadwaterError, NewerFormat
 
 FORMAT = 1
 """Version of everything in the state directory: files, their names and their fields."""
 
 _TAIL = b',\n  "digest": "%s"\n}\n'
 _TAIL_BYTES = len(_TAIL % b"") + 64
+
+
+MOST_DIGITS = 15
+"""Of a version's number; a longer one was never allotted."""
 
 
 class _Head(msgspec.Struct):
@@ -33,6 +39,7 @@ class Sealed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 S = TypeVar("S", bound=Sealed)
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 def _sha256(data: bytes) -> str:
@@ -50,15 +57,19 @@ def unseal(data: bytes, kind: type[S], path: Path) -> S:
     body, digest = data[:-_TAIL_BYTES], data[-_TAIL_BYTES:]
     if digest != _TAIL % _sha256(body).encode():
         raise damaged(path, "its digest does not match its content" if data else "it is empty")
-    head = msgspec.json.decode(data, type=_Head)
+    head = _decoded(data, _Head, path)
     if head.format > FORMAT:
         raise NewerFormat(
             f"{path} has format {head.format}, written by a newer Headwater; this one reads formats up to {FORMAT}.",
             hint="Run the newer release again, or start this one with another state_dir.",
         )
+    return _decoded(data, kind, path)
+
+
+def _decoded(data: bytes, kind: type[T], path: Path) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise damaged(path, str(error)) from error
 
 
@@ -68,6 +79,25 @@ def damaged(path: Path, why: str) -> CorruptCheckpoint:
         f"{path} is damaged: {why}.",
         hint="Restore it from a backup, or leave it: Headwater goes on from the newest checkpoint that verifies.",
     )
+
+
+@contextlib.contextmanager
+def content_explained(path: Path) -> Iterator[None]:
+    """Around taking over a checkpoint's content: whatever breaks on it says that `path` is damaged.
+
+    The bytes are those of its manifest, so only somebody who made the digests right, or a fault of ours, gets here.
+    """
+    try:
+        yield
+    except HeadwaterError:
+        raise
+    except Exception as error:
+        raise damaged(path, f"its content cannot be used ({_in_short(error)})") from error
+
+
+def _in_short(error: Exception) -> str:
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {text[:150]}" if text else type(error).__name__
 
 
 def write_number(path: Path, number: int) -> None:
@@ -82,6 +112,6 @@ def read_number(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     digits, _, check = data.partition(b" ")
-    if not digits.isdigit() or check != _sha256(digits)[:16].encode() + b"\n":
+    if not digits.isdigit() or len(digits) > MOST_DIGITS or check != _sha256(digits)[:16].encode() + b"\n":
         raise damaged(path, "it is empty" if not data else "it does not hold a version number and its digest")
     return int(digits)

@@ -21,6 +21,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -37,13 +38,18 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _GENERATION = re.compile(r"g(\d{3,})")
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256, hex."""
+
+
 class Committed(msgspec.Struct, frozen=True):
     """How far a checkpoint's content reaches into a segment file."""
 
-    length: int = 0
+    length: Count = 0
     """Bytes of the file, frames and all."""
-    frames: int = 0
-    digest: str = "0" * 64
+    frames: Count = 0
+    digest: Digest = "0" * 64
     """Hex digest of the last frame, which covers every frame before it."""
 
 
@@ -143,8 +149,9 @@ def _write_payload(fd: int, payload: bytes, at: Committed) -> Committed:
 class Extent(msgspec.Struct, frozen=True):
     """What of the segments belongs to one checkpoint."""
 
-    generation: int = 0
-    committed: dict[str, Committed] = {}
+    generation: Count = 0
+    committed: dict[Annotated[str, msgspec.Meta(pattern=f"^{_NAME.pattern}$")], Committed] = {}
+    """By the segment's name."""
 
     def reaches_beyond(self, other: Extent) -> bool:
         """Whether appending after `other` would cut off bytes that belong to this."""

@@ -22,6 +22,7 @@ from models.learner import Learner, LearnReport
 from models.memory import Memory
 from models.popularity import HALF_LIVES
 from models.serving import Snapshot
+from models.soundness import check_pooled, finite, whole
 from models.spec import TrainSpec
 from service.config import Config
 from service.model_changes import check_fits
@@ -96,8 +97,12 @@ class Trainer:
         """From a checkpoint's state and segments; `champion` is the state of the version that is served."""
         memory = Memory.restore(config.model, config.train.actions, segments)
         trainer = cls(config, memory, Learner(config.model, config.train, memory, config.seed))
+        trainer.check(state)
         trainer.load_state_dict(state)
-        trainer._champion = None if champion is None else champion["learner"]
+        if champion is not None:
+            if champion is not state:
+                trainer.check(champion)
+            trainer._champion = champion["learner"]
         return trainer
 
     def state_dict(self) -> State:
@@ -108,6 +113,16 @@ class Trainer:
             "held_out": [self._held_out.start, self._held_out.stop],
             **({} if self.shadow is None else {"shadow": self.shadow.state_dict()}),
         }
+
+    def check(self, state: State) -> None:
+        """Whether a stored state can be one of this model over this memory. Raises `ValueError`, and whatever breaks
+        on what is no state at all."""
+        self.learner.check(state["learner"])
+        check_pooled(state["pooled"])
+        start, stop = (whole(one, "held_out", most=self.memory.n_events) for one in state["held_out"])
+        if start > stop:
+            raise ValueError("The state's held-out share ends before it begins.")
+        finite(state.get("shadow", {}), "shadow")
 
     def load_state_dict(self, state: State) -> None:
         """Go on exactly where `state` was taken."""

@@ -259,9 +259,11 @@ class EventDecoder:
 
 
 def _plain(attributes: dict[str, Any], name: str) -> dict[str, Any]:
-    """Attributes as JSON can hold them, for MessagePack has more types. Raises `BadValueError`."""
+    """Attributes as both JSON and MessagePack can hold them: one has more types, the other no whole number beyond 64
+    bits. Raises `BadValueError`."""
     try:
         plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(attributes))
+        msgspec.msgpack.encode(plain)  # as they are remembered
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise BadValueError("wrong_type", f"`{name}` holds what JSON cannot: {error}.") from error
+        raise BadValueError("wrong_type", f"`{name}` holds what cannot be remembered: {error}.") from error
     return plain
