@@ -1,6 +1,7 @@
 # Everything here needs only Python 3.11 or newer with pip and venv; a second call does only what is left to do.
 #   make demo      the whole of it on this machine: embedded broker and Redis, a simulated stream, a report
 #   make test      every test once
+#   make chaos     kills daemons a thousand times (KILLS=1000, SEED=) and says what came of it
 #   make check     format, lint, types and the fast tests, as before each commit
 #   make install   headwater and what it needs in .venv, nothing else
 #   make bench     the benchmarks
@@ -8,7 +9,7 @@
 #   make clean     remove what these targets made (never ./var/headwater, a daemon's state)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check bench lock clean
+.PHONY: help install demo test chaos lint check bench lock clean
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
@@ -17,6 +18,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock
 SOURCES := $(wildcard streams/*.py models/*.py service/*.py)
 BENCHMARKS ?= decode poll publish
+KILLS ?= 1000
 # The fast tests leave out these markers of pyproject.toml.
 FAST := not slow and not servers
 
@@ -30,6 +32,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+chaos: $(VENV)/.test
+	$(BIN)/python -m tests.chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.test
 	$(BIN)/python -m ruff format --check .

@@ -91,7 +91,7 @@ class CheckpointStore:
         )
         # 3. LATEST last: it may only name what is whole on disk.
         if resumable:
-            write_number(self.layout.latest, version)
+            write_number(self.layout.latest, version, before_replace=lambda: crash_point("latest.temporary"))
             crash_point("checkpoint.latest")
         return manifest
 
@@ -141,7 +141,7 @@ class CheckpointStore:
         """Serve `version` from now on. Raises what `load` raises if it does not verify."""
         self.verify(version)
         crash_point("champion.before")
-        write_number(self.layout.champion, version)
+        write_number(self.layout.champion, version, before_replace=lambda: crash_point("champion.temporary"))
         crash_point("champion.set")
 
     def lineage(self) -> list[Manifest]:
@@ -276,6 +276,7 @@ class CheckpointStore:
         used = {manifest.segments.generation for manifest in manifests}
         unused = [generation for generation in self._files.segments.generations() if generation not in used]
         for generation in unused:
+            crash_point("generation.unused")
             self._files.segments.drop(generation)
         return unused
 

@@ -14,12 +14,16 @@ from collections import Counter
 VARIABLE = "HEADWATER_CRASH_AT"
 
 POINTS: tuple[str, ...] = (
+    "start.restored",
     "phase.intended",
+    "phase.collected",
+    "phase.evaluated",
     "phase.learned",
+    "phase.judged",
     "phase.checkpointed",
-    "publish.half",
-    "flip.before",
-    "flip.after",
+    "phase.loaded_back",
+    "phase.published",
+    "phase.finished",
     "version.allotted",
     "intent.temporary",
     "intent.written",
@@ -30,17 +34,32 @@ POINTS: tuple[str, ...] = (
     "checkpoint.manifest",
     "checkpoint.synced",
     "checkpoint.renamed",
+    "latest.temporary",
     "checkpoint.latest",
+    "publish.claimed",
+    "publish.adopted",
+    "publish.dropped",
+    "publish.half",
+    "publish.verified",
+    "publish.caught_up",
+    "publish.expired",
+    "fast.half",
+    "fast.two_versions",
     "champion.before",
+    "champion.temporary",
     "champion.set",
+    "flip.before",
+    "flip.half",
+    "flip.after",
     "prune.half",
     "sweep.half",
+    "generation.unused",
     "phases.half",
     "phases.written",
     "tombstones.half",
     "tombstones.written",
 )
-"""Every name a `crash_point` call may use, in no particular order; a test holds the two together."""
+"""Every name a `crash_point` call may use, about as a daemon meets them; a test holds the two together."""
 
 _reached: Counter[str] = Counter()
 

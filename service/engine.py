@@ -19,6 +19,7 @@ from service.arrivals import ClosedPhase, Offsets
 from service.checkpoints import Checkpoint, CheckpointStore
 from service.collecting import Collected, apply_content, collect, remember
 from service.config import Config
+from service.crash_points import crash_point
 from service.dedupe import SEGMENT, Deduplicator
 from service.errors import HeadwaterError
 from service.hold import Hold
@@ -99,6 +100,7 @@ class Engine:
         else:
             self._restore(self.parent)
         self.parent_snapshot = self._sound(self.trainer.snapshot(version=self.parent or 0))
+        crash_point("start.restored")
         # Looked up when asked for: a verb changes both between two phases, and whoever gave it may look at once.
         self.metrics.version.set_function(lambda: self.parent or 0)
         self.metrics.promotion_held.set_function(lambda: self.held)

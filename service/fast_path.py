@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from service.arrivals import Arrival, Offsets
+from service.crash_points import crash_point
 from service.live import SINK_TROUBLE, Live, Serving, VectorSink
 from service.metrics import Metrics
 from streams.events import Interaction, Item
@@ -122,6 +123,7 @@ class FastPath:
             self._backlog.extend(arrivals)
         if self._next is None:
             return
+        crash_point("fast.two_versions")
         # A slice at a time, so that the current version's readers do not wait for the next one's; with much to catch up
         # on, larger ones, since a user touched often in a slice is computed once.
         size = min(max(self._slice, len(self._backlog) // 8), 10 * self._slice, len(self._backlog))

@@ -1,8 +1,8 @@
 """Append-only files of one JSON object a line, each line with a checksum, fsynced, and mended after a crash.
 
-A line is `{…,"check":"1a2b3c4d"}`: CRC-32 of the line without that field. A last line without its newline is a write
-that a crash cut short: it was never acknowledged, so it is cut off. Any other line that does not check is damage, which
-the caller judges.
+A line is `{…,"check":"1a2b3c4d"}`: CRC-32 of the line without that field. A last line without its newline, or with
+zeros in it (its end reached the disk before its beginning), is a write that a crash cut short: it was never
+acknowledged, so it is cut off. Any other line that does not check is damage, which the caller judges.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class JsonLines(Generic[T]):
         except FileNotFoundError:
             data = b""
         self._end = data.rfind(b"\n") + 1
+        last = data.rfind(b"\n", 0, max(0, self._end - 1)) + 1
+        if b"\0" in data[last : self._end]:
+            self._end = last
         good: list[T] = []
         bad: list[int] = []
         for number, line in enumerate(data[: self._end].splitlines(), start=1):
@@ -51,11 +54,20 @@ class JsonLines(Generic[T]):
         return good, bad
 
     def append(self, *values: T) -> None:
-        """Add lines, fsynced. `read` must have been called before: it finds where the last whole line ends."""
-        lines = [_encode(value) for value in values]
-        if not lines:
-            return
-        data = b"".join(lines)
+        """Add lines, fsynced, all or none. `read` must have been called before: it finds where the last whole line
+        ends."""
+        data = b"".join(_encode(value) for value in values)
+        if len(values) == 1:
+            self._append_line(data)
+        elif values:
+            # A disk may write the last of several lines and not the first, which would look like damage.
+            before = self.path.read_bytes()[: self._end] if self._end else b""
+            replace_file(self.path, before + data, before_replace=lambda: crash_point(f"{self._points}.half"))
+        self._end += len(data)
+        if values:
+            crash_point(f"{self._points}.written")
+
+    def _append_line(self, data: bytes) -> None:
         with disk_errors_explained(self.path):
             is_new = not self.path.exists()
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
@@ -70,8 +82,6 @@ class JsonLines(Generic[T]):
                 os.close(fd)
             if is_new:
                 fsync_directory(self.path.parent)
-        self._end += len(data)
-        crash_point(f"{self._points}.written")
 
     def rewrite(self, values: Iterable[T]) -> None:
         """Put exactly these lines in the file, in one atomic step."""

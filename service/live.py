@@ -19,6 +19,7 @@ from models.explain import explain
 from models.overlay import Overlay
 from models.serving import Snapshot
 from service.arrivals import Arrival, event_batch
+from service.crash_points import crash_point
 from service.errors import UnknownId
 from streams.events import Interaction, Item, User
 from streams.redis_keys import Pointer
@@ -146,6 +147,7 @@ class Serving:
         if touched.items:
             ids = list(touched.items)
             sink.write(self.version, "items", ids, self.overlay.item_vectors(ids))
+        crash_point("fast.half")
         if touched.users:
             ids = list(touched.users)
             sink.write(self.version, "users", ids, self.overlay.user_vectors(ids))

@@ -46,10 +46,12 @@ def run_phase(phase: ClosedPhase, engine: Engine, *, resumed: Intent | None = No
         intent = resumed or engine.intend(phase)
         crash_point("phase.intended")
         collected = engine.collect(phase, intent)
+        crash_point("phase.collected")
 
     # 2. Evaluate first: the parent ranks events that nothing has learned from yet.
     with step("evaluate"):
         measured = engine.evaluate(collected, intent)
+        crash_point("phase.evaluated")
 
     # 3. Learn and 4. judge, on what is held out. A refusal gives the parent's weights back; the phase is still over.
     with step("learn"):
@@ -57,6 +59,7 @@ def run_phase(phase: ClosedPhase, engine: Engine, *, resumed: Intent | None = No
         crash_point("phase.learned")
     with step("judge"):
         verdict = engine.judge(attempt, intent)
+        crash_point("phase.judged")
 
     # 5. Checkpoint: weights and offsets together, so that no event is lost and none is learned twice.
     with step("checkpoint"):
@@ -66,15 +69,18 @@ def run_phase(phase: ClosedPhase, engine: Engine, *, resumed: Intent | None = No
     # 6. Load back what is on disk: what is served is what a restart would serve.
     with step("load_back"):
         snapshot = engine.load_back(line)
+        crash_point("phase.loaded_back")
 
     # 7. Publish and 8. swap, if the judge agreed; Redis may be away, and then it follows on its return.
     if line.decision == "promoted":
         with step("publish"):
             engine.publish(snapshot, intent.end, line.watermark)
+            crash_point("phase.published")
 
     # 9. Commit to the consumer group, for lag tools only, and tidy up.
     with step("commit"):
         line = engine.finish(intent, step.seconds)
+        crash_point("phase.finished")
 
     log.info(
         f"phase {line.phase} {line.decision}",

@@ -73,13 +73,16 @@ class Publisher:
         # 1. Whatever an interrupted attempt left under this number is gone first: what we count below is ours.
         if superseded is None or superseded.version != snapshot.version:
             self.sink.drop(snapshot.version)
+        crash_point("publish.dropped")
         # 2. All vectors, in small chunks, so that readers of the current version hardly notice.
         self._write(snapshot)
         # 3. Counts and a sample, before anything else may write under this version.
         self._verify(snapshot)
+        crash_point("publish.verified")
         try:
             # 4. What arrived since the phase closed; from now on the fast path writes to both versions.
             self._catch_up(serving, learned)
+            crash_point("publish.caught_up")
             # 5. The champion on disk before the pointer: a crash between the two is mended at start.
             if champion:
                 self.store.set_champion(snapshot.version)
@@ -94,12 +97,14 @@ class Publisher:
         # 7. Readers that pinned the old version have `grace_s` to finish.
         if superseded is not None and superseded.version != snapshot.version:
             self.sink.expire(superseded.version, self.config.grace_s)
+        crash_point("publish.expired")
         self.metrics.champion_version.set(snapshot.version)
         return at
 
     def claim(self) -> None:
         """Takes the namespace over: from now on an older daemon's flips are refused. Raises what the sink raises."""
         epoch = self.sink.claim()
+        crash_point("publish.claimed")
         # What a crash left of a version that nobody was ever pointed to, or kept from expiring, goes now.
         pointer = self.sink.pointer()
         for version in self.sink.versions() - {None if pointer is None else pointer.version}:
@@ -125,6 +130,7 @@ class Publisher:
                 with self.live.lock:
                     if self.fast_path is None or self.fast_path.up_to_date(serving):
                         self.live.swap(serving)
+                        crash_point("publish.adopted")
                         self.metrics.champion_version.set(serving.version)
                         return at
                 self._wait_again(serving)
@@ -211,6 +217,7 @@ class Publisher:
                 if self.fast_path is None or self.fast_path.up_to_date(serving):
                     at = self.clock()
                     self.sink.flip(self._pointer(serving, superseded, event_time, at))
+                    crash_point("flip.half")
                     self.live.swap(serving)
                     return at
             self._wait_again(serving)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -100,9 +100,10 @@ def _in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:150]}" if text else type(error).__name__
 
 
-def write_number(path: Path, number: int) -> None:
+def write_number(path: Path, number: int, *, before_replace: Callable[[], None] = lambda: None) -> None:
     """Replace the file at `path` by `number` and a digest of it, durably."""
-    replace_file(path, b"%d %s\n" % (number, _sha256(b"%d" % number)[:16].encode()))
+    data = b"%d %s\n" % (number, _sha256(b"%d" % number)[:16].encode())
+    replace_file(path, data, before_replace=before_replace)
 
 
 def read_number(path: Path) -> int | None:

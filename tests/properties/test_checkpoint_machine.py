@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from service.checkpoints import CheckpointStore
 from service.phase_log import Decision
 from tests import checkpoint_samples as samples
-from tests.recorded_disk import Recording
+from tests.chaos.recorded_disk import Recording
 
 
 @dataclass(frozen=True)

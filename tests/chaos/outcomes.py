@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import torch
 
-from service.checkpoints import CheckpointStore
 from service.phase_log import PhaseLine
+from tests.chaos.remains import Remains
 from tests.daemon_process import Place
 
 
@@ -26,21 +26,18 @@ class Outcome:
     line: dict[str, Any]
 
 
-def outcomes(place: Place) -> dict[int, Outcome]:
+def outcomes(left: Remains) -> dict[int, Outcome]:
     """Of every phase whose checkpoint is kept, by its number; verified while it is read."""
-    store = CheckpointStore(place.state_dir, keep_versions=2)
-    return {one.phase: one for one in (_outcome(store, manifest.version) for manifest in store.lineage())}
+    return {one.phase: one for one in (_outcome(left, manifest.version) for manifest in left.store.lineage())}
 
 
-def latest_outcome(place: Place) -> Outcome | None:
+def latest_outcome(left: Remains) -> Outcome | None:
     """Of the phase that the next start goes on from; None before the first."""
-    store = CheckpointStore(place.state_dir, keep_versions=2)
-    latest = store.latest()
-    return None if latest is None else _outcome(store, latest)
+    return None if left.latest is None else _outcome(left, left.latest)
 
 
-def _outcome(store: CheckpointStore, version: int) -> Outcome:
-    checkpoint = store.load(version)
+def _outcome(left: Remains, version: int) -> Outcome:
+    checkpoint = left.checkpoint(version)
     line = checkpoint.manifest.line
     assert line is not None
     return Outcome(

@@ -1,9 +1,10 @@
 """A disk that remembers: records what a piece of code writes, and rebuilds what a crash at any moment could have left.
 
-A file's content survives a power cut once the file was fsynced, a name once its directory was. `Recording` notes every
-write, fsync and rename under one directory; `after(n)` applies the first n of them to a model of the disk, which
-`Disk.put` writes out again: as a killed process leaves it (nothing lost), as a power cut does (everything unsynced
-lost), or anything between.
+A file's content survives a power cut once the file was fsynced, a name once its directory was. Until then each write,
+each new name and each rename may have reached the disk or not, by itself: a later one without an earlier one too.
+`Recording` notes every write, fsync and rename under one directory; `after(n)` applies the first n of them to a model
+of the disk, which `Disk.put` writes out again: as a killed process leaves it (nothing lost), as a power cut does
+(everything unsynced lost), or any part of it lost, in any order.
 """
 
 from __future__ import annotations
@@ -17,19 +18,71 @@ from typing import Any
 
 Functions = dict[str, Callable[..., Any]]
 Keep = Callable[[], bool]
-"""Whether one unsynced thing survives; asked for each file and each directory."""
+"""Whether one unsynced thing survives; asked for each write to a file, and for each change of a directory."""
+
+
+@dataclass
+class _Write:
+    """Bytes at a place of a file, or, without any, its end there."""
+
+    position: int
+    data: bytes | None
+
+    def apply(self, content: bytes) -> bytes:
+        if self.data is None:
+            return content[: self.position]
+        # what was to be written before it and was not is a hole, which reads as zeros
+        content = content.ljust(self.position, b"\0")
+        return content[: self.position] + self.data + content[self.position + len(self.data) :]
 
 
 @dataclass
 class _File:
-    now: bytes = b""
     synced: bytes = b""
+    pending: list[_Write] = field(default_factory=list)
+
+    @property
+    def now(self) -> bytes:
+        return self.left(lambda: True)
+
+    def left(self, keep: Keep) -> bytes:
+        content = self.synced
+        for write in self.pending:
+            if keep():
+                content = write.apply(content)
+        return content
+
+    def fsync(self) -> None:
+        self.synced, self.pending = self.now, []
+
+
+@dataclass
+class _Change:
+    """Names that a directory gets and loses at once: a rename within it does both."""
+
+    put: dict[str, _File | _Directory] = field(default_factory=dict)
+    gone: str = ""
 
 
 @dataclass
 class _Directory:
-    now: dict[str, _File | _Directory] = field(default_factory=dict)
     synced: dict[str, _File | _Directory] = field(default_factory=dict)
+    pending: list[_Change] = field(default_factory=list)
+
+    @property
+    def now(self) -> dict[str, _File | _Directory]:
+        return self.left(lambda: True)
+
+    def left(self, keep: Keep) -> dict[str, _File | _Directory]:
+        names = dict(self.synced)
+        for change in self.pending:
+            if keep():
+                names.pop(change.gone, None)
+                names |= change.put
+        return names
+
+    def fsync(self) -> None:
+        self.synced, self.pending = self.now, []
 
 
 @dataclass(frozen=True)
@@ -54,29 +107,31 @@ class Disk:
         directory, name = self._find(operation.path)
         match operation.kind:
             case "create":
-                directory.now[name] = _File()
+                directory.pending.append(_Change({name: _File()}))
             case "truncate":
-                node = directory.now[name]
-                assert isinstance(node, _File)
-                node.now = node.now[: operation.position]
+                self._file(directory, name).pending.append(_Write(operation.position, None))
             case "write":
-                node = directory.now[name]
-                assert isinstance(node, _File)
-                end = operation.position + len(operation.data)
-                node.now = node.now[: operation.position] + operation.data + node.now[end:]
+                self._file(directory, name).pending.append(_Write(operation.position, operation.data))
             case "mkdir":
-                directory.now[name] = _Directory()
+                directory.pending.append(_Change({name: _Directory()}))
             case "rename":
                 target, target_name = self._find(operation.other)
-                target.now[target_name] = directory.now.pop(name)
-            case "remove":
-                del directory.now[name]
-            case "fsync":
-                node = directory.now[name] if name else self._root
-                if isinstance(node, _File):
-                    node.synced = node.now
+                node = directory.now[name]
+                if target is directory:
+                    directory.pending.append(_Change({target_name: node}, gone=name))
                 else:
-                    node.synced = dict(node.now)
+                    target.pending.append(_Change({target_name: node}))
+                    directory.pending.append(_Change(gone=name))
+            case "remove":
+                directory.pending.append(_Change(gone=name))
+            case "fsync":
+                (directory.now[name] if name else self._root).fsync()
+
+    @staticmethod
+    def _file(directory: _Directory, name: str) -> _File:
+        node = directory.now[name]
+        assert isinstance(node, _File)
+        return node
 
     def put(self, target: Path, *, names: Keep, contents: Keep) -> Path:
         """Write out what is left if unsynced names and contents survive as told."""
@@ -103,27 +158,26 @@ def _read(path: Path) -> _Directory:
         if entry.is_dir():
             entries[entry.name] = _read(entry)
         else:
-            data = entry.read_bytes()
-            entries[entry.name] = _File(data, data)
-    return _Directory(entries, dict(entries))
+            entries[entry.name] = _File(entry.read_bytes())
+    return _Directory(entries)
 
 
 def _write(directory: _Directory, target: Path, names: Keep, contents: Keep) -> None:
     target.mkdir()
-    for name, node in (directory.now if names() else directory.synced).items():
+    for name, node in directory.left(names).items():
         if isinstance(node, _Directory):
             _write(node, target / name, names, contents)
         else:
-            (target / name).write_bytes(node.now if contents() else node.synced)
+            (target / name).write_bytes(node.left(contents))
 
 
 def _walk(directory: _Directory, prefix: str, names: Keep, contents: Keep) -> Iterator[tuple[str, bytes]]:
-    for name, node in (directory.now if names() else directory.synced).items():
+    for name, node in directory.left(names).items():
         if isinstance(node, _Directory):
             yield f"{prefix}{name}/", b""
             yield from _walk(node, f"{prefix}{name}/", names, contents)
         else:
-            yield f"{prefix}{name}", node.now if contents() else node.synced
+            yield f"{prefix}{name}", node.left(contents)
 
 
 class Recording:
