@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from models.memory import EventBatch
-from streams.events import Interaction, Item, User
+from streams.events import Interaction, Item, Record, User
 from streams.source_types import TopicPartition
 
 Offsets = Mapping[str, Mapping[int, int]]
@@ -25,6 +25,8 @@ class Arrival:
     timestamp_s: float
     """The record's Kafka timestamp, seconds since the epoch."""
     event: Interaction | Item | User
+    record: Record | None = None
+    """What was read, where it may yet become a dead letter."""
 
     @property
     def time(self) -> float:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from models.memory import EventBatch, Memory
 from service.arrivals import Arrival, ClosedPhase, event_batch, interactions_of
 from service.dedupe import Deduplicator
+from service.id_limits import IdLimits
 from service.tombstones import Tombstone
 from streams.events import Interaction, Item, User
 
@@ -27,20 +28,33 @@ class Collected:
     late: int
     content: list[Arrival]
     """Item and user events; those of one id stand together, in the order of their offsets."""
+    over: list[Arrival]
+    """What would bring an id beyond a limit: dead letters."""
+
+    @property
+    def over_limit(self) -> int:
+        """How many of `over` are interactions."""
+        return sum(isinstance(arrival.event, Interaction) for arrival in self.over)
 
 
-def collect(phase: ClosedPhase, *, dedupe: Deduplicator, late_before: float | None) -> Collected:
-    """Sorts by event time and offset, drops duplicates, and counts events before `late_before` (they are learned)."""
-    interactions = interactions_of(phase.ordered())
-    repeated = dedupe.duplicates([event.event_id for event in interactions])
-    kept = [event for event, again in zip(interactions, repeated, strict=True) if not again]
+def collect(
+    phase: ClosedPhase, *, dedupe: Deduplicator, late_before: float | None, limits: IdLimits, memory: Memory
+) -> Collected:
+    """Sorts by event time and offset, drops duplicates, then what would bring `memory` ids beyond the limits, and
+    counts events before `late_before` (they are learned)."""
+    ordered = phase.ordered()
+    repeated = dedupe.duplicates([event.event_id for event in interactions_of(ordered)])
+    once = [arrival for arrival, again in zip(ordered, repeated, strict=True) if not again]
+    within = limits.keep(memory, _in_order([*phase.items, *phase.users]), once)
+    kept = interactions_of(within.interactions)
     batch = event_batch(kept)
     return Collected(
         batch=batch,
         event_ids=[event.event_id for event in kept],
         duplicates=int(repeated.sum()),
         late=0 if late_before is None else int((batch.times < late_before).sum()),
-        content=_in_order([*phase.items, *phase.users]),
+        content=within.content,
+        over=within.over,
     )
 
 

@@ -98,6 +98,16 @@ class EventsConfig(Table):
     """Larger records go to the dead letters."""
     max_id_bytes: Count = 512
     """Longest id of a user, item or event, in UTF-8 bytes."""
+    max_new_ids: Count = 1_000_000
+    """Users, and items, that the interactions of one phase may bring, of each; records that bring more go to the dead
+    letters."""
+    max_users: Count = 20_000_000
+    """Users remembered at most, deleted ones included; records that bring more go to the dead letters."""
+    max_items: Count = 5_000_000
+    """Items remembered at most, deleted ones included; records that bring more go to the dead letters."""
+    user_id_key_file: Path | None = None
+    """File holding a key, of 16 bytes or more, that user ids are hashed with before they are stored or published; none:
+    they are kept as they come. Fixed for the life of a state_dir."""
 
 
 class PhaseConfig(Table):

@@ -10,10 +10,12 @@ from urllib.parse import urlencode
 import structlog
 
 from service.config import Config, read_secret
+from service.errors import SecretError
 from streams.events import EventDecoder, Record
 from streams.kafka_dead_letters import DeadLetterSink
 from streams.kafka_source import KafkaSource
 from streams.publisher import RedisSink
+from streams.user_ids import UserIds, keyed, plain
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +31,20 @@ def event_decoder(config: Config) -> EventDecoder:
         max_ahead_s=config.events.max_ahead_s,
         max_record_bytes=config.events.max_record_bytes,
         max_id_bytes=config.events.max_id_bytes,
+        user_ids=user_ids(config),
     )
+
+
+def user_ids(config: Config) -> UserIds:
+    """Under which id a user is stored and published. Raises `SecretError` for a key that is missing or too short."""
+    key = read_secret(config.events.user_id_key_file)
+    try:
+        return plain if key is None else keyed(key.get_secret_value().encode())
+    except ValueError as error:
+        raise SecretError(
+            f"the secret file {config.events.user_id_key_file} is too short: {error}",
+            hint="Make one with: openssl rand -hex 32.",
+        ) from error
 
 
 def kafka_security(config: Config) -> dict[str, Any]:

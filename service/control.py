@@ -13,7 +13,7 @@ from service import interventions
 from service.app import LocalApp
 from service.checkpoints import CheckpointStore
 from service.config import Config
-from service.connections import redis_sink
+from service.connections import redis_sink, user_ids
 from service.engine import Engine
 from service.errors import NoCheckpoint, NotRunning
 from service.hold import Hold
@@ -78,7 +78,7 @@ def local_app(config: Config) -> LocalApp:
             raise NoCheckpoint(
                 f"{state.path} has no version to answer from.", hint="Run the daemon or `headwater replay` first."
             )
-        live = Live()
+        live = Live(user_ids(config))
         live.current = Serving(engine.champion_snapshot(champion))
         return LocalApp(live)
 

@@ -23,7 +23,7 @@ from service.app import DaemonApp
 from service.arrivals import ClosedPhase
 from service.commands import CommandQueue
 from service.config import Config
-from service.connections import dead_letters, event_decoder, kafka_source, redis_sink
+from service.connections import dead_letters, event_decoder, kafka_source, redis_sink, user_ids
 from service.engine import Engine
 from service.errors import ConfigError
 from service.fast_path import FastPath
@@ -104,7 +104,7 @@ class Daemon:
         self.stack = stack
         self.clock = clock
         self.metrics = Metrics(CollectorRegistry())
-        self.live = Live()
+        self.live = Live(user_ids(config), most_new=config.events.max_new_ids)
         self.commands = CommandQueue()
         self.awaited = ""
         """The server that start is waiting for."""

@@ -6,7 +6,7 @@ goes through `Live`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,14 +15,16 @@ import torch
 
 from models.serving import Snapshot
 from models.soundness import finite
-from service.arrivals import ClosedPhase, Offsets
+from service.arrivals import Arrival, ClosedPhase, Offsets
 from service.checkpoints import Checkpoint, CheckpointStore
 from service.collecting import Collected, apply_content, collect, remember
 from service.config import Config
+from service.connections import user_ids
 from service.crash_points import crash_point
 from service.dedupe import SEGMENT, Deduplicator
 from service.errors import HeadwaterError
 from service.hold import Hold
+from service.id_limits import TOO_MANY_IDS, IdLimits
 from service.intent import Intent, IntentFile
 from service.live import SINK_TROUBLE
 from service.manifest import CheckpointFacts, Manifest
@@ -37,7 +39,9 @@ from service.sealed import content_explained, damaged
 from service.state_dir import StateDirectory
 from service.tombstones import Tombstones
 from service.trainer import Attempt, State, Trainer, torch_threads, training_threads
+from streams.events import Item, User
 from streams.source_types import TopicPartition
+from streams.user_ids import fingerprint
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +69,7 @@ class Engine:
         self.adopted = False
         """The weights are those of the last checkpoint's shadow; what is served has another `[model]`."""
         torch.set_num_threads(training_threads(config.train))  # also for what is computed between phases
+        state.bind_user_key(fingerprint(user_ids(config)))
         self.state = state
         self.metrics = metrics
         self.clock = clock
@@ -76,6 +81,9 @@ class Engine:
         """None where nothing is published: replay."""
         self.on_learned: Callable[[Offsets], None] = _nobody
         """Told the offsets of each phase once they are in a checkpoint."""
+        self.on_over_limit: Callable[[Sequence[Arrival]], None] = _say_over_limit
+        """Told what a phase leaves out for bringing too many ids, before the phase is in a checkpoint."""
+        self.limits = IdLimits(config.events)
         self.unpublished = False
         """The champion is not in Redis yet: it was away."""
         self.cluster_id: str | None = None
@@ -214,7 +222,11 @@ class Engine:
         """Order, duplicates and lateness: decided by event time and offsets alone."""
         assert intent.end == phase.end, "a resumed phase ends where its intent says"
         bound = None if self.watermark is None else self.watermark - self.config.phase.allowed_lateness_s
-        return collect(phase, dedupe=self.dedupe, late_before=bound)
+        memory = self.trainer.memory
+        collected = collect(phase, dedupe=self.dedupe, late_before=bound, limits=self.limits, memory=memory)
+        if collected.over:
+            self.on_over_limit(collected.over)
+        return collected
 
     # 2. Evaluate
 
@@ -273,12 +285,13 @@ class Engine:
             end=intent.end,
             events=len(collected.batch),
             duplicates=collected.duplicates,
-            rejected=phase.rejected,
+            rejected=phase.rejected + collected.over_limit,
+            over_limit=collected.over_limit,
             skipped=phase.skipped(topic),
             lost=phase.lost,
             late=collected.late,
-            items=len(phase.items),
-            users=len(phase.users),
+            items=sum(isinstance(arrival.event, Item) for arrival in collected.content),
+            users=sum(isinstance(arrival.event, User) for arrival in collected.content),
             watermark=intent.watermark if intent.watermark is not None else self.watermark,
             opened_at=intent.opened_at,
             closed_at=intent.now,
@@ -287,6 +300,7 @@ class Engine:
         )
         self._save(line, phase.maxima, refused=decision in ("refused", "empty"))
         count_phase(self.metrics, line, verdict, self.trainer.memory)
+        self.metrics.rejected.labels(reason=TOO_MANY_IDS).inc(len(collected.over))
         self.metrics.replay_ratio.set(intent.replay_ratio)
         return line
 
@@ -431,6 +445,11 @@ class Engine:
 
 def _nobody(_learned: Offsets) -> None:
     """No intake listens: replay, and verbs without a daemon."""
+
+
+def _say_over_limit(over: Sequence[Arrival]) -> None:
+    """Where there are no dead letters: replay."""
+    log.warning("records bring too many ids and are left out", records=len(over))
 
 
 def _maxima(stored: Any) -> dict[TopicPartition, float]:

@@ -49,6 +49,12 @@ class FastPath:
         current = self._live.current
         return current is not None and current.behind
 
+    @property
+    def known_ids(self) -> tuple[int, int]:
+        """Users and items of the served version's snapshot."""
+        current = self._live.current
+        return (0, 0) if current is None else (current.snapshot.n_users, current.snapshot.n_items)
+
     def apply(self, arrivals: Sequence[Arrival]) -> None:
         """Intake: these have just arrived."""
         with self._live.lock:
@@ -135,7 +141,9 @@ class FastPath:
             self._caught_up.set()
 
     def _serve(self, serving: Serving, arrivals: Sequence[Arrival]) -> None:
+        passed_over = serving.passed_over
         touched = serving.observe(arrivals)
+        self._metrics.fast_path_passed_over.inc(serving.passed_over - passed_over)
         if serving.behind:
             return
         try:

@@ -61,6 +61,8 @@ class HttpServer:
         self._thread.start()
         if self._address_file is not None:
             temporary = self._address_file.with_suffix(".tmp")
+            temporary.touch(mode=0o644)
+            temporary.chmod(0o644)  # whatever the umask is: verbs believe it, so nobody else may write it
             temporary.write_bytes(msgspec.json.encode({"host": host, "port": self.address[1], "pid": os.getpid()}))
             temporary.replace(self._address_file)
 

@@ -17,6 +17,7 @@ from service.arrivals import Arrival, ClosedPhase, Offsets
 from service.config import Config
 from service.errors import DataTruncated
 from service.fast_path import FastPath
+from service.id_limits import IdLimits, to_keep
 from service.metrics import Metrics
 from service.patience import patiently
 from service.phase_builder import Entry, PhaseBuilder
@@ -90,6 +91,7 @@ class Intake:
         """Interactions past the phase being resumed: the merge's order starts where that phase ends."""
         self._positions = dict(positions)
         self._stop_at = stop_at
+        self._limits = IdLimits(config.events)
         self._content_until: dict[TopicPartition, int] = {}
         self._last_record: dict[TopicPartition, float] = {}
         self._paused: set[TopicPartition] = set()
@@ -165,15 +167,25 @@ class Intake:
             self._refresh()
             self._refreshed = now
 
+    @property
+    def _may_be_too_many(self) -> bool:
+        """Whether a phase may find that a record of now brings one id too many: then its bytes are kept until then."""
+        config = self._config
+        users, items = self._fast_path.known_ids
+        unlearned = config.kafka.buffer_records + 2 * config.phase.max_events
+        in_reach = self._limits.totals_in_reach(users=users, items=items, coming=unlearned)
+        return in_reach or self._limits.phase_in_reach(config.phase.max_events)
+
     def _receive(self, records: list[Record], now: float) -> list[Arrival]:
         arrivals: list[Arrival] = []
+        keep = self._may_be_too_many
         interactions: dict[TopicPartition, list[tuple[Entry, float | None]]] = {}
         for record in records:
             tp = (record.topic, record.partition)
             if self._stop_at is not None and record.offset >= self._stop_at.get(tp, 0):
                 continue
             self._last_record[tp] = now
-            arrival = self._decode(record)
+            arrival = self._decode(record, keep=keep)
             if arrival is not None:
                 arrivals.append(arrival)
             if record.topic == self._interactions:
@@ -193,7 +205,7 @@ class Intake:
                 self._merge.push(tp, entries)
         return arrivals
 
-    def _decode(self, record: Record) -> Arrival | None:
+    def _decode(self, record: Record, *, keep: bool) -> Arrival | None:
         kafka = self._config.kafka
         event: Interaction | Item | User
         try:
@@ -209,7 +221,8 @@ class Intake:
             self._metrics.rejected.labels(reason=error.reason).inc()
             self._dead_letters.send(record, error.reason, error.detail)
             return None
-        return Arrival(record.topic, record.partition, record.offset, record.timestamp_ms / 1000, event)
+        kept = to_keep(record) if keep else None
+        return Arrival(record.topic, record.partition, record.offset, record.timestamp_ms / 1000, event, kept)
 
     def _cut(self, now: float) -> None:
         """Moves records from the merge into phases, and hands closed ones on while learning has room for them."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from queue import Empty, Queue
 
 import structlog
 
-from service.arrivals import ClosedPhase, Offsets
+from service.arrivals import Arrival, ClosedPhase, Offsets
 from service.commands import CommandQueue
 from service.engine import Engine
 from service.errors import HeadwaterError
 from service.fast_path import FastPath
+from service.id_limits import TOO_MANY_IDS, letter_of
 from service.intake import DeadLetters, Intake
 from service.intent import Intent
 from service.interventions import carry_out, reconcile
@@ -61,6 +63,7 @@ class Learning:
         self._letters = letters
         self._interrupted = interrupted
         self._engine.on_learned = self._learned
+        self._engine.on_over_limit = self._write_letters
 
     def idle_after(self, finished: threading.Event) -> bool:
         """Whether, `finished` being set, there is nothing left to learn or publish."""
@@ -87,6 +90,14 @@ class Learning:
         self._letters.flush()
         interrupted, self._interrupted = self._interrupted, None
         run_phase(phase, self._engine, resumed=interrupted if phase.closed_by == "resumed" else None)
+
+    def _write_letters(self, over: Sequence[Arrival]) -> None:
+        """On the broker too before the checkpoint whose phase left them out."""
+        log.warning("records bring too many ids and become dead letters", records=len(over))
+        for arrival in over:
+            record, detail = letter_of(arrival)
+            self._letters.send(record, TOO_MANY_IDS, detail)
+        self._letters.flush()
 
     def _learned(self, learned: Offsets) -> None:
         self._fast_path.forget(learned)

@@ -7,6 +7,7 @@ published, that one as well. Whoever reads or changes an overlay, flips the poin
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from service.errors import UnknownId
 from streams.events import Interaction, Item, User
 from streams.redis_keys import Pointer
 from streams.sink_types import SinkRefused, SinkUnavailable
+from streams.user_ids import UserIds, plain
 
 Kind = Literal["items", "users"]
 
@@ -71,8 +73,13 @@ class Touched:
 class Serving:
     """A version as it is served: its snapshot, and the overlay of what came after it."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, *, most_new: int = sys.maxsize) -> None:
+        """`most_new`: users, and items, that are taken up beside the snapshot's, of each."""
         self.snapshot = snapshot
+        self._most_new = most_new
+        self._new: dict[Kind, set[str]] = {"users": set(), "items": set()}
+        self.passed_over = 0
+        """Events that would have brought more: they wait for their phase."""
         self.overlay = Overlay(snapshot)
         self.touched = Touched()
         """Everything since the snapshot; what has to be written again should Redis lose it."""
@@ -89,6 +96,9 @@ class Serving:
         interactions: list[Interaction] = []
         for arrival in arrivals:
             event = arrival.event
+            if not self._has_room_for(event):
+                self.passed_over += 1
+                continue
             if isinstance(event, Interaction):
                 interactions.append(event)
                 continue
@@ -103,6 +113,19 @@ class Serving:
         self._observe_interactions(interactions, touched)
         self._remember(touched)
         return touched
+
+    def _has_room_for(self, event: Interaction | Item | User) -> bool:
+        """Whether what the event names is known, or may become so: an overlay must not grow with a flood of ids."""
+        named: list[tuple[Kind, str]] = []
+        if not isinstance(event, Item) and self.snapshot.user_row(event.user_id) < 0:
+            named.append(("users", event.user_id))
+        if not isinstance(event, User) and self.snapshot.item_row(event.item_id) < 0:
+            named.append(("items", event.item_id))
+        room = all(one in self._new[kind] or len(self._new[kind]) < self._most_new for kind, one in named)
+        if room:
+            for kind, one in named:
+                self._new[kind].add(one)
+        return room
 
     def _observe_interactions(self, interactions: list[Interaction], touched: Touched) -> None:
         if not interactions:
@@ -161,7 +184,10 @@ def _touch(one: str, here: dict[str, None], not_there: dict[str, None]) -> None:
 class Live:
     """The shared reference. `lock` guards both servings' overlays and the moment of the swap."""
 
-    def __init__(self) -> None:
+    def __init__(self, user_ids: UserIds = plain, *, most_new: int = sys.maxsize) -> None:
+        """`user_ids`: under which id a user who is asked about is known. `most_new`: see `Serving`."""
+        self._user_ids = user_ids
+        self.most_new = most_new
         self.lock = threading.RLock()
         self.current: Serving | None = None
         self.next: Serving | None = None
@@ -176,7 +202,7 @@ class Live:
         with self.lock:
             if self.current is None:
                 return []
-            return self.current.overlay.recommend(user_id, k=k, include_seen=include_seen)
+            return self.current.overlay.recommend(self._user_ids(user_id), k=k, include_seen=include_seen)
 
     def similar(self, item_id: str, *, k: int) -> list[dict[str, Any]]:
         """The `k` items most alike by cosine of the personal part. Raises UnknownId."""
@@ -190,9 +216,10 @@ class Live:
         """Why a pair scores as it does: see `models.explain`. Raises UnknownId."""
         with self.lock:
             overlay = None if self.current is None else self.current.overlay
-            if overlay is not None and not overlay.knows_user(user_id):
+            known_as = self._user_ids(user_id)
+            if overlay is not None and not overlay.knows_user(known_as):
                 raise UnknownId(f"No user is known as {user_id!r}.", hint=KNOWN_USERS)
-            found = None if overlay is None else explain(overlay, user_id, item_id)
+            found = None if overlay is None else explain(overlay, known_as, item_id)
         if found is None:
             raise UnknownId(f"No item is known as {item_id!r}.", hint=KNOWN_ITEMS)
-        return found
+        return {**found, "user_id": user_id}

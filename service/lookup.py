@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from service.config import Config
-from service.connections import redis_options
+from service.connections import redis_options, user_ids
 from service.errors import NotReady
 from streams.reader import NothingPublished, Reader
 
@@ -19,7 +19,7 @@ def lookup(config: Config, kind: Literal["items", "users"], ids: Sequence[str]) 
     An item that is not there has `vector` None; a user without a vector of their own has the default user's, as readers
     see it, and `found` False. Raises `NotReady` before the first version, `SinkUnavailable` with Redis away.
     """
-    with Reader(namespace=config.namespace, **redis_options(config)) as reader:
+    with Reader(namespace=config.namespace, user_ids=user_ids(config), **redis_options(config)) as reader:
         try:
             with reader.pinned() as view:
                 default = view.pointer.default_vector()

@@ -94,6 +94,9 @@ class Metrics:
             FRESHNESS_BUCKETS_S,
             "kind",
         )
+        self.fast_path_passed_over = self._counter(
+            "fast_path_passed_over_total", "Events that bring too many ids to be served before their phase is learned."
+        )
         self.checkpoint_bytes = self._gauge("checkpoint_bytes", "Bytes that the last checkpoint added to the disk.")
         self.checkpoint_seconds = self._histogram("checkpoint_seconds", "Duration of saving one.", STAGE_BUCKETS_S)
         self.publish_seconds = self._histogram("publish_seconds", "Duration of publishing a version.", STAGE_BUCKETS_S)

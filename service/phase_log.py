@@ -48,6 +48,8 @@ class PhaseLine(msgspec.Struct, frozen=True, kw_only=True):
     watermark: float | None
     opened_at: float
     closed_at: float
+    over_limit: int = 0
+    """Of the rejected ones, those that brought an id beyond a limit of `[events]`."""
     published_at: float | None = None
     """None until the version is the one in Redis."""
     metrics: Mapping[str, float | None] = {}

@@ -68,7 +68,7 @@ class Publisher:
         """
         if not self.epoch:
             self.claim()
-        serving = Serving(snapshot)
+        serving = Serving(snapshot, most_new=self.live.most_new)
         superseded = self.sink.pointer()
         # 1. Whatever an interrupted attempt left under this number is gone first: what we count below is ours.
         if superseded is None or superseded.version != snapshot.version:
@@ -123,7 +123,7 @@ class Publisher:
         """
         pointer = self.sink.pointer()
         at = self.clock() if pointer is None else datetime.fromisoformat(pointer.published_at).timestamp()
-        serving = Serving(snapshot)
+        serving = Serving(snapshot, most_new=self.live.most_new)
         try:
             self._catch_up(serving, learned)
             while True:

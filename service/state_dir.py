@@ -16,6 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from service.durable import DIRECTORY_MODE, disk_errors_explained, fsync_directory, make_directory, replace_file
 from service.errors import ForeignState, StateError, StateLocked
 from service.sealed import Sealed, seal, unseal
+from service.state_rights import require_private
 
 _PATIENCE = Retrying(
     retry=retry_if_exception_type(BlockingIOError), stop=stop_after_attempt(5), wait=wait_fixed(0.02), reraise=True
@@ -93,6 +94,8 @@ class StateIdentity(Sealed, frozen=True, kw_only=True):
     cluster_id: str | None = None
     """Kafka's cluster id; None until a run has seen a broker."""
     topic_ids: dict[str, str] = msgspec.field(default_factory=dict)
+    user_key: str = ""
+    """Fingerprint of the key that user ids are hashed with; empty: they are not."""
 
 
 class StateDirectory:
@@ -109,7 +112,7 @@ class StateDirectory:
         """Open `path`, creating it (mode 0700) if need be; `lock=False` only looks and creates nothing.
 
         Raises StateLocked if another process holds it, ForeignState for another namespace, NewerFormat for a newer
-        Headwater's state, StateError if it cannot be read or written.
+        Headwater's state, StateError if it cannot be read or written, or others can write to it.
         """
         layout = Layout(Path(path).absolute())
         if not lock:
@@ -121,6 +124,7 @@ class StateDirectory:
             return cls(layout.root, _read_identity(layout, namespace), None)
         with disk_errors_explained(layout.root):
             _create(layout.root)
+            require_private(layout.root.resolve())
             lock_fd = _take_lock(layout)
         try:
             if not layout.identity.exists():
@@ -160,6 +164,23 @@ class StateDirectory:
         if bound != known:
             _write_identity(self.layout, bound)
             self.identity = bound
+
+    def bind_user_key(self, fingerprint: str) -> None:
+        """Remember the key of user ids while nothing is learned yet; later raise ForeignState if it is another.
+
+        The fingerprint is empty where ids are not hashed.
+        """
+        if fingerprint == self.identity.user_key:
+            return
+        if any(self.layout.checkpoints.glob("v*")):
+            had = "another key" if self.identity.user_key else "no key"
+            raise ForeignState(
+                f"The user ids in {self.path} were hashed with {had}: everybody would be somebody new.",
+                hint="Set [events] user_id_key_file back, or start with another state_dir.",
+            )
+        bound = msgspec.structs.replace(self.identity, user_key=fingerprint)
+        _write_identity(self.layout, bound)
+        self.identity = bound
 
     def close(self) -> None:
         """Release the lock; may be called twice."""

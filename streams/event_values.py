@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 Vector = npt.NDArray[np.float32]
 
+TOO_MANY_IDS: Final = "too_many_ids"
 REASONS: Final[Mapping[str, str]] = {
     "no_value": "the record has no value (on the items and users topics: neither a value nor a key)",
     "too_large": "the record is larger than `max_record_bytes`",
@@ -34,6 +35,7 @@ REASONS: Final[Mapping[str, str]] = {
     "absurd_value": "the value of an interaction is beyond a thousand million",
     "not_base64": "a vector given as text is not base64",
     "wrong_length": "a vector does not have the length that the configuration gives its modality",
+    TOO_MANY_IDS: "the record brings an id beyond `max_new_ids`, `max_users` or `max_items`",
 }
 """Why an event cannot be used: the dead letter's reason and the metric's label, each with its meaning."""
 

@@ -33,6 +33,7 @@ from streams.event_values import (
     parsed_time,
     vector,
 )
+from streams.user_ids import UserIds, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,8 @@ class EventDecoder:
     fields: our field name → the producers' name of it. modalities, user_features: name → vector length.
     frames: those of the modalities that are sequences → the most frames kept. min_time: the earliest usable epoch
     second. max_ahead_s: how far an event's time may be after its record's timestamp. max_record_bytes, max_id_bytes:
-    size limits of a record's value and of an id in UTF-8. Raises ValueError for field names that cannot be.
+    size limits of a record's value and of an id in UTF-8. user_ids: under which id a user is known.
+    Raises ValueError for field names that cannot be.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class EventDecoder:
         max_ahead_s: float,
         max_record_bytes: int,
         max_id_bytes: int,
+        user_ids: UserIds = plain,
     ) -> None:
         names = dict(fields or {})
         unknown = sorted(names.keys() - FIELD_NAMES)
@@ -131,6 +134,7 @@ class EventDecoder:
         self._max_ahead_s = max_ahead_s
         self._max_record_bytes = max_record_bytes
         self._max_id_bytes = max_id_bytes
+        self._user_ids = user_ids
         try:
             self._interactions = BodyParser(INTERACTION_FIELDS, names=names)
             sequences = {name: name in self._frames for name in self._modalities}
@@ -158,7 +162,7 @@ class EventDecoder:
             if when is None:
                 raise BadValueError("missing_field", f"`{self._names['time']}` is missing.")
             return Interaction(
-                user_id=self._id(body.user_id, "user_id"),
+                user_id=self._user_ids(self._id(body.user_id, "user_id")),
                 item_id=self._id(body.item_id, "item_id"),
                 action=checked_id(action, self._names["action"], max_bytes=self._max_id_bytes, reason="bad_action"),
                 value=value,
@@ -197,10 +201,11 @@ class EventDecoder:
         """The user event in `record`; a null value deletes the user who is the record's key. Raises `DecodeError`."""
         try:
             if record.value is None:
-                user_id = self._key(record)
+                user_id = self._user_ids(self._key(record))
                 return User(user_id=user_id, time=self._time(None, record), features={}, deleted=True)
             body = self._body(self._users, record)
-            user_id, time = self._id(body.user_id, "user_id"), self._time(body.time, record)
+            user_id = self._user_ids(self._id(body.user_id, "user_id"))
+            time = self._time(body.time, record)
             if body.deleted:
                 return User(user_id=user_id, time=time, features={}, deleted=True)
             features = {

@@ -23,6 +23,7 @@ from streams.redis_connection import Password, connect, translated
 from streams.redis_keys import DTYPE, Floats, Head, Pointer
 from streams.redis_pipeline import run
 from streams.sink_types import Kind, SinkRefused
+from streams.user_ids import UserIds, plain
 
 _SCAN_FIELDS = 500
 
@@ -39,7 +40,8 @@ class Reader:
     """Looks up what the daemon publishes; safe to share between threads.
 
     The pointer is read again when it is older than `refresh_s`, and on every miss. `clock` gives seconds, monotonic.
-    `url`, `username`, `password` and `timeout_s`: see `streams.redis_connection.connect`.
+    `url`, `username`, `password` and `timeout_s`: see `streams.redis_connection.connect`. Where the daemon hashes user
+    ids, `user_ids` is `streams.user_ids.keyed(key)`.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class Reader:
         timeout_s: float = 1.0,
         refresh_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
+        user_ids: UserIds = plain,
     ) -> None:
+        self.user_ids = user_ids
         self.namespace = redis_keys.check_namespace(namespace)
         self._refresh_s, self._clock = refresh_s, clock
         self._known: tuple[Pointer, float] | None = None
@@ -183,7 +187,7 @@ class View:
 
     def user(self, user_id: str) -> Floats:
         """The user's vector `(dim,)`; for someone unknown the version's `default_user`."""
-        vector = self._vector(self._look_up("users", [user_id])[0])
+        vector = self._vector(self._look_up("users", [self._reader.user_ids(user_id)])[0])
         self._used = True
         return self._pointer.default_vector() if vector is None else vector
 

@@ -43,17 +43,19 @@ def main() -> int:
 
 
 def _run(what: str, attempts: Attempts, numbers: range, *, batch: int) -> int:
-    started = time.monotonic()
+    started, told = time.monotonic(), 0
 
     def progress(done: int, tally: Tally) -> None:
+        nonlocal told
         rate = done / (time.monotonic() - started)
+        for number, kind, why in tally.faults[told : told + 50]:
+            print(f"FAULT {what} --first {number} ({kind}): {why}", flush=True)
+        told = len(tally.faults)
         print(f"{what}: {done} of {len(numbers)}, {rate:.0f}/s, {len(tally.faults)} faults", file=sys.stderr)
 
     tally = in_children(attempts, numbers, batch=batch, progress=progress)
     for (kind, outcome), count in sorted(tally.counts.items()):
         print(f"{what:12} {kind:36} {outcome:10} {count:9}")
-    for number, kind, why in tally.faults[:50]:
-        print(f"FAULT {what} --first {number} ({kind}): {why}")
     print(f"{what}: {len(tally.faults)} faults, {time.monotonic() - started:.0f} s")
     return len(tally.faults)
 

@@ -28,6 +28,7 @@ from service.config import Config
 from service.connections import event_decoder
 from service.dedupe import Deduplicator
 from service.fast_path import FastPath
+from service.id_limits import IdLimits
 from service.intake import Intake
 from service.live import Live, Serving
 from service.metrics import Metrics
@@ -117,8 +118,11 @@ class RecordFuzz:
         """What is remembered of the accepted records, and read back from its bytes."""
         model, actions = self.config.model, self.config.train.actions
         memory, stored = Memory(model, actions), dict[str, list[bytes]]()
+        limits = IdLimits(self.config.events)
         for phase in phases:
-            collected = collect(phase, dedupe=Deduplicator(capacity=1000), late_before=None)
+            collected = collect(
+                phase, dedupe=Deduplicator(capacity=1000), late_before=None, limits=limits, memory=memory
+            )
             apply_content(memory, collected.content, cluster_id="")
             remember(memory, collected)
             for name, chunk in memory.drain().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -99,9 +100,8 @@ def damaged(files: Files, name: str, chance: random.Random) -> bytes:
 def _damaged_weights(data: bytes, chance: random.Random) -> bytes:
     way = chance.random()
     if way < 0.35:  # another state, written as torch writes one
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         try:
-            return _saved(mutated_value(state, chance, odd_content))
+            return _saved(mutated_value(_state_in(data), chance, odd_content))
         except RecursionError:  # nested too deeply to be written
             return mutated_bytes(data, chance)
     if way < 0.55:  # the program that builds the state, in a whole archive
@@ -116,6 +116,11 @@ def _damaged_weights(data: bytes, chance: random.Random) -> bytes:
                 archive.writestr(name, part)
         return out.getvalue()
     return mutated_bytes(data, chance)
+
+
+@functools.cache
+def _state_in(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _saved(state: Any) -> bytes:

@@ -10,7 +10,9 @@ from models.memory import Memory
 from models.spec import ModelSpec
 from service.arrivals import Arrival, ClosedPhase
 from service.collecting import apply_content, collect, remember
+from service.config_tables import EventsConfig
 from service.dedupe import Deduplicator
+from service.id_limits import IdLimits
 from streams.events import Interaction, Item, User
 
 
@@ -41,7 +43,9 @@ def learn(
         start={}, end={}, interactions=list(clicks), items=list(items), users=list(users),
         opened_at=0, closed_at=0, closed_by="count",
     )  # fmt: skip
-    collected = collect(phase, dedupe=Deduplicator(capacity=100), late_before=None)
+    collected = collect(
+        phase, dedupe=Deduplicator(capacity=100), late_before=None, limits=IdLimits(EventsConfig()), memory=into
+    )
     stones = apply_content(into, collected.content, cluster_id=None)
     return remember(into, collected), len(stones)
 

@@ -154,3 +154,44 @@ def test_a_pointer_that_is_empty_or_not_ours_is_damage(tmp_path: Path, content: 
     (tmp_path / "LATEST").write_bytes(content)
     with pytest.raises(CorruptCheckpoint, match="LATEST is damaged"):
         read_number(tmp_path / "LATEST")
+
+
+@pytest.mark.parametrize("where", ["", "checkpoints", "LATEST", "segments/g000/events.seg"])
+@pytest.mark.parametrize("mode", [0o020, 0o002])
+def test_what_others_can_write_is_refused_in_one_sentence(root: Path, where: str, mode: int) -> None:
+    StateDirectory.open(root, "shop").close()
+    path = root / where
+    path.parent.mkdir(exist_ok=True)
+    if not path.is_dir():
+        path.write_bytes(b"")
+    path.chmod(path.stat().st_mode | mode)
+    with pytest.raises(StateError, match=r"can be written by other users \(mode 0\d\d\d\)") as refused:
+        StateDirectory.open(root, "shop")
+    assert str(path) in refused.value.message
+    assert "chmod -R go-w" in refused.value.hint
+    path.chmod(path.stat().st_mode & ~mode)
+    StateDirectory.open(root, "shop").close()
+
+
+def test_a_link_in_it_is_refused(root: Path, tmp_path: Path) -> None:
+    StateDirectory.open(root, "shop").close()
+    (root / "LATEST").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StateError, match="is a link"):
+        StateDirectory.open(root, "shop")
+
+
+def test_it_may_be_reached_through_a_link(root: Path, tmp_path: Path) -> None:
+    StateDirectory.open(root, "shop").close()
+    (tmp_path / "link").symlink_to(root)
+    StateDirectory.open(tmp_path / "link", "shop").close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_belongs_to_another_user_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    StateDirectory.open(root, "shop").close()
+    os.chown(root / "identity.json", 12345, 12345)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(StateError, match=r"identity\.json belongs to another user \(number 12345\)"):
+        StateDirectory.open(root, "shop")
+    os.chown(root / "identity.json", 1000, 1000)  # the rest is root's, who may do anything anyway
+    StateDirectory.open(root, "shop").close()
