@@ -2,6 +2,7 @@
 #   make demo      the whole of it on this machine: embedded broker and Redis, a simulated stream, a report
 #   make test      every test once
 #   make chaos     kills daemons a thousand times (KILLS=1000, SEED=) and says what came of it
+#   make faults    every fault of the schedule on real servers, and its table into docs/reliability.md
 #   make check     format, lint, types and the fast tests, as before each commit
 #   make install   headwater and what it needs in .venv, nothing else
 #   make bench     the benchmarks
@@ -9,7 +10,7 @@
 #   make clean     remove what these targets made (never ./var/headwater, a daemon's state)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos lint check bench lock clean
+.PHONY: help install demo test chaos faults lint check bench lock clean
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
@@ -43,6 +44,9 @@ lint: $(VENV)/.test
 
 check: lint
 	$(BIN)/python -m pytest -m "$(FAST)" $(PYTEST_ARGS)
+
+faults: $(VENV)/.test
+	$(BIN)/python -m tests.faults --write $(FAULTS_ARGS)
 
 bench: $(VENV)/.test
 	@set -e; for name in $(BENCHMARKS); do echo "== benchmarks/$$name.py"; $(BIN)/python -m benchmarks.$$name; done

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from itertools import repeat
 from queue import Queue
 from types import FrameType
 from typing import TypeVar
@@ -24,8 +25,9 @@ from service.arrivals import ClosedPhase
 from service.commands import CommandQueue
 from service.config import Config
 from service.connections import dead_letters, event_decoder, kafka_source, redis_sink, user_ids
+from service.disk import DiskWatch
 from service.engine import Engine
-from service.errors import ConfigError
+from service.errors import ConfigError, DiskTrouble
 from service.fast_path import FastPath
 from service.http import build_app
 from service.http_server import HttpServer
@@ -47,31 +49,64 @@ T = TypeVar("T")
 
 def run(config: Config, *, start: str | None = None, once: bool = False) -> int:
     """Runs until a signal, or with `once` until what is in Kafka now is learned and published. Returns the exit
-    code."""
-    with ExitStack() as stack:
-        stopping = stack.enter_context(stop_on_signals())
-        state = stack.enter_context(StateDirectory.open(config.state_dir, config.namespace))
-        daemon = Daemon(config, state, stopping=stopping, start=start, once=once, stack=stack)
-        try:
-            daemon.start()
-        except (SourceUnavailable, SinkUnavailable):
-            if stopping.is_set():
-                return 0  # asked to stop while a server was waited for
-            raise
-        daemon.wait()
-        daemon.shut_down()
-        return 0
+    code.
+
+    A disk that takes no more ends neither: memory is ahead of it then, so the daemon begins again from the last
+    checkpoint, and learning waits for the disk while what is served stays fresh.
+    """
+    trouble = ""
+    daemon: Daemon | None = None
+    with stop_on_signals() as stopping:
+        for pause_s in _pauses():
+            with ExitStack() as stack:
+                try:
+                    state = stack.enter_context(StateDirectory.open(config.state_dir, config.namespace))
+                    daemon = Daemon(
+                        config, state, stopping=stopping, start=start, once=once, stack=stack, disk_trouble=trouble
+                    )
+                    try:
+                        daemon.start()
+                    except (SourceUnavailable, SinkUnavailable):
+                        if stopping.is_set():
+                            return 0  # asked to stop while a server was waited for
+                        raise
+                    daemon.wait()
+                    daemon.shut_down()
+                    return 0
+                except DiskTrouble as error:
+                    # At the first start it is a mistake that somebody is there to see.
+                    if once or stopping.asked or daemon is None or not daemon.has_offsets:
+                        raise
+                    trouble, start = str(error), None
+            log.warning("back to the last checkpoint, for the disk takes no more", error=trouble)
+            stopping.clear()
+            if stopping.asked or stopping.wait(pause_s):
+                return 0
+    raise AssertionError("there is always another pause")
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds between two lives: soon, and then ever more patiently."""
+    yield from (0.5, 1.0, 2.0, 4.0, 8.0)
+    yield from repeat(15.0)
+
+
+class Stopping(threading.Event):
+    """Set when everything has to end: `asked` by a signal, or because a thread failed."""
+
+    asked = False
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
+def stop_on_signals() -> Iterator[Stopping]:
     """An event that SIGTERM and SIGINT set; the handlers before are put back."""
-    stopping = threading.Event()
+    stopping = Stopping()
 
     def stop(signum: int, _frame: FrameType | None) -> None:
-        if stopping.is_set():  # asked twice: do not wait for the phase; a restart does it again
+        if stopping.asked:  # asked twice: do not wait for the phase; a restart does it again
             raise KeyboardInterrupt
         log.info("stopping after the step under way", signal=signal.Signals(signum).name)
+        stopping.asked = True
         stopping.set()
 
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
@@ -94,6 +129,7 @@ class Daemon:
         start: str | None,
         once: bool,
         stack: ExitStack,
+        disk_trouble: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
@@ -102,6 +138,8 @@ class Daemon:
         self.start_from = start
         self.once = once
         self.stack = stack
+        self.disk_trouble = disk_trouble
+        """Why the last life ended; empty for the first."""
         self.clock = clock
         self.metrics = Metrics(CollectorRegistry())
         self.live = Live(user_ids(config), most_new=config.events.max_new_ids)
@@ -109,11 +147,17 @@ class Daemon:
         self.awaited = ""
         """The server that start is waiting for."""
         self._failure: BaseException | None = None
+        self._engine: Engine | None = None
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether there is a checkpoint that tells where in Kafka to go on from."""
+        return self._engine is not None and bool(self._engine.kafka_offsets)
 
     def start(self) -> None:
         """Reaches Kafka and Redis, restores the last checkpoint, and starts the threads."""
         config, metrics = self.config, self.metrics
-        engine = Engine(config=config, state=self.state, metrics=metrics, clock=self.clock)
+        engine = self._engine = Engine(config=config, state=self.state, metrics=metrics, clock=self.clock)
         source = kafka_source(config)
         self.stack.callback(source.close)
         sink = self._patient("redis", lambda: redis_sink(config), SinkUnavailable)  # a Cluster is asked for its nodes
@@ -131,7 +175,12 @@ class Daemon:
         )
         engine.publisher = publisher
         self.learning = Learning(
-            engine=engine, publisher=publisher, fast_path=self.fast_path, commands=self.commands, stopping=self.stopping
+            engine=engine,
+            publisher=publisher,
+            fast_path=self.fast_path,
+            commands=self.commands,
+            stopping=self.stopping,
+            disk=DiskWatch(self.state.path, metrics, trouble=self.disk_trouble),
         )
         # HTTP first: while servers are waited for, /healthz answers and /readyz says what is missing.
         self.app = DaemonApp(
@@ -171,6 +220,7 @@ class Daemon:
             maxima=engine.maxima,
             resume_to=None if interrupted is None else interrupted.end,
             stop_at=source.end() if self.once else None,
+            recognise=lambda identity: self.state.bind(identity.cluster_id, identity.topic_ids),
         )
         self.learning.connect(self.intake, phases, letters, interrupted)
         self._threads = [

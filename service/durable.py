@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from service.errors import StateError
+from service.errors import DiskTrouble
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
@@ -22,11 +22,11 @@ TEMPORARY_SUFFIX = ".tmp"
 
 @contextlib.contextmanager
 def disk_errors_explained(path: Path) -> Iterator[None]:
-    """Turn an OSError (disk full, no permission, read only) into a StateError naming `path`."""
+    """Turn an OSError (disk full, no permission, read only) into a DiskTrouble naming `path`."""
     try:
         yield
     except OSError as error:
-        raise StateError(
+        raise DiskTrouble(
             f"{error.filename or path} cannot be written: {error.strerror or error}.",
             hint="Check free space and permissions there, then start again: what was committed is intact.",
         ) from error

@@ -189,14 +189,22 @@ class Engine:
         intent = self.intents.read(self.parent)
         if intent is None:
             return None
-        version = self.store.reserve(intent.version)
-        if version != intent.version:
-            intent = self.intents.with_version(intent, version)
+        intent = self.numbered_anew(intent)
         if self.hold.held and intent.gate != HOLD:
             # Somebody took hold of promotion after the crash: that counts for this phase too.
             intent = msgspec.structs.replace(intent, gate=HOLD)
             self.intents.write(intent)
         return intent
+
+    def numbered_anew(self, intent: Intent) -> Intent:
+        """The same phase, under another version if one as new as its own was saved since."""
+        version = self.store.reserve(intent.version)
+        return intent if version == intent.version else self.intents.with_version(intent, version)
+
+    @property
+    def checkpoint_size(self) -> int:
+        """Bytes of the last checkpoint's own files: what the next one will take, about."""
+        return 0 if self.manifest is None else sum(file.size for file in self.manifest.files.values())
 
     # 1. Collect
 

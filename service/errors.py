@@ -39,6 +39,10 @@ class StateError(HeadwaterError):
     """The state directory cannot be used as it is."""
 
 
+class DiskTrouble(StateError):
+    """The disk takes no more: it is full, read-only, or may not be written."""
+
+
 class StateLocked(StateError):
     """Another process on this host holds the state directory."""
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
 from pathlib import Path
 
 import msgspec
+import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
 from service.config import HttpConfig
 from service.errors import ConfigError
+
+log = structlog.get_logger(__name__)
 
 SHUTDOWN_S = 5
 
@@ -61,17 +65,21 @@ class HttpServer:
         self._thread.start()
         if self._address_file is not None:
             temporary = self._address_file.with_suffix(".tmp")
-            temporary.touch(mode=0o644)
-            temporary.chmod(0o644)  # whatever the umask is: verbs believe it, so nobody else may write it
-            temporary.write_bytes(msgspec.json.encode({"host": host, "port": self.address[1], "pid": os.getpid()}))
-            temporary.replace(self._address_file)
+            try:
+                temporary.touch(mode=0o644)
+                temporary.chmod(0o644)  # whatever the umask is: verbs believe it, so nobody else may write it
+                temporary.write_bytes(msgspec.json.encode({"host": host, "port": self.address[1], "pid": os.getpid()}))
+                temporary.replace(self._address_file)
+            except OSError as error:  # it only helps verbs to find us
+                log.warning("verbs will not find this daemon", error=str(error))
 
     def stop(self) -> None:
         """Finish the requests in hand (at most a few seconds) and close; again is harmless."""
         if self._server is None or self._thread is None or self._socket is None:
             return
         if self._address_file is not None:
-            self._address_file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._address_file.unlink(missing_ok=True)
         self._server.should_exit = True
         self._thread.join(timeout=2 * SHUTDOWN_S)
         self._socket.close()

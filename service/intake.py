@@ -7,6 +7,7 @@ fullest partitions are paused. It alone talks to the source, so commits to the c
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from queue import Empty, Full, Queue
 from typing import Protocol
@@ -76,7 +77,12 @@ class Intake:
         maxima: Mapping[TopicPartition, float],
         resume_to: Offsets | None = None,
         stop_at: Mapping[TopicPartition, int] | None = None,
+        ticks: Callable[[], float] = time.monotonic,
+        recognise: Callable[[Identity], object] = lambda _: None,
     ) -> None:
+        """`recognise` raises where cluster or topics are others than those that `positions` are of.
+
+        `clock` stamps phases with the time of day; `ticks`, which never jumps, is what anything waits by."""
         self._config = config
         self._source = source
         self._decoder = decoder
@@ -85,6 +91,8 @@ class Intake:
         self._phases = phases
         self._metrics = metrics
         self._clock = clock
+        self._ticks = ticks
+        self._recognise = recognise
         self._builder = PhaseBuilder(config=config.phase, positions=positions, maxima=maxima, resume_to=resume_to)
         self._merge = self._new_merge(positions, maxima)
         self._after_resumed: list[tuple[TopicPartition, list[tuple[Entry, float | None]]]] = []
@@ -96,7 +104,7 @@ class Intake:
         self._last_record: dict[TopicPartition, float] = {}
         self._paused: set[TopicPartition] = set()
         self._commits: Queue[Offsets] = Queue()
-        self._refreshed = 0.0
+        self._refreshed = float("-inf")
         self._stopping = threading.Event()
         self.finished = threading.Event()
         """With `stop_at`: everything up to it is in a closed phase."""
@@ -145,7 +153,7 @@ class Intake:
         end = self._source.end()
         content = {tp for tp in self._positions if tp[0] != self._interactions}
         self._content_until = {tp: end[tp] for tp in content if end.get(tp, 0) > self._positions[tp]}
-        self._last_record = dict.fromkeys(self._positions, self._clock())
+        self._last_record = dict.fromkeys(self._positions, self._ticks())
 
     def _new_merge(
         self, partitions: Iterable[TopicPartition], maxima: Mapping[TopicPartition, float]
@@ -158,7 +166,7 @@ class Intake:
 
     def _turn(self) -> None:
         records = self._source.poll(POLL_S)
-        now = self._clock()
+        now = self._ticks()
         self._fast_path.apply(self._receive(records, now))
         self._cut(now)
         self._balance()
@@ -265,8 +273,12 @@ class Intake:
     def _hand_on(self, now: float, reason: str) -> bool:
         if self._phases.full():
             return False
+        # Asked after the records were read: a topic that was deleted and made again meanwhile has the same name and may
+        # be longer than our offsets, which then are those of other records.
+        self._recognise(self._source.identity())
         try:
-            self._phases.put_nowait(self._builder.close(now=now, idle=self._idle(now), closed_by=reason))
+            phase = self._builder.close(now=now, at=self._clock(), idle=self._idle(now), closed_by=reason)
+            self._phases.put_nowait(phase)
         except Full:  # pragma: no cover - intake alone puts
             return False
         return True
@@ -328,7 +340,7 @@ class Intake:
                 self._builder.add_partition(tp, position)
                 if tp[0] == self._interactions:
                     self._merge.read([tp])
-                self._last_record[tp] = self._clock()
+                self._last_record[tp] = self._ticks()
         for (topic, partition), end in self._source.end().items():
             if (topic, partition) in self._positions:
                 lag = max(0, end - self._source.position((topic, partition)))

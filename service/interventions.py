@@ -15,7 +15,6 @@ import structlog
 from service.engine import Engine
 from service.errors import CommandRefused
 from service.hold import Hold
-from service.live import Kind
 from service.manifest import CheckpointFacts, Manifest
 from service.model_changes import has_other_inputs, settings
 from service.trainer import State
@@ -183,34 +182,18 @@ def reconcile(engine: Engine) -> str | None:
     if has_other_inputs(engine.config, engine.store.manifest(champion).spec):
         serve_again(engine, champion, reason=f"The modalities or user features of version {champion} were changed.")
         return f"version {champion} had other modalities or user features; it was carried over and published again."
-    pointer = publisher.sink.pointer()
-    if pointer is not None and pointer.version == champion and pointer.writer == publisher.writer:
-        # The fast path adds vectors, and deletes some, so a shortfall beyond what it deleted tells of lost keys.
-        items = publisher.sink.count(champion, "items") + len(_deleted(engine, champion, "items"))
-        users = publisher.sink.count(champion, "users") + len(_deleted(engine, champion, "users"))
-        if items >= pointer.items * 0.99 and users >= pointer.users * 0.99 and publisher.head_there(champion):
-            engine.serve_published(champion)
-            return None
-        serve_again(engine, champion, reason=f"Redis had lost vectors of version {champion}.")
-        return f"Redis had lost vectors of version {champion}; they were published again."
+    pointer, current = publisher.sink.pointer(), publisher.live.current
+    ours = pointer is not None and pointer.version == champion and pointer.writer == publisher.writer
+    if ours:
+        engine.serve_published(champion)
+    if ours or (pointer is None and current is not None and current.version == champion and not engine.unpublished):
+        return publisher.mend()
     if pointer is not None and pointer.version >= champion:
-        serve_again(
-            engine, champion, reason=f"The namespace was at version {pointer.version} of another state directory."
-        )
-        return (
-            f"the pointer was at version {pointer.version}, not ours; took it over with version {champion}'s weights."
-        )
+        whose = "which is not on disk any more" if pointer.writer == publisher.writer else "of another state directory"
+        serve_again(engine, champion, reason=f"The namespace was at version {pointer.version}, {whose}.")
+        return f"the pointer was at version {pointer.version}, {whose}; took over with version {champion}'s weights."
     engine.publish_champion(champion)
     return f"version {champion} was not in Redis yet; published it."
-
-
-def _deleted(engine: Engine, version: int, kind: Kind) -> set[str]:
-    """What the fast path has deleted from a version: since the last phase, and in phases after the version's own."""
-    deleted = set(engine.tombstones.pending(kind, engine.store.manifest(version)))
-    current = None if engine.publisher is None else engine.publisher.live.current
-    if current is not None and current.version == version:
-        deleted |= (current.touched.gone_items if kind == "items" else current.touched.gone_users).keys()
-    return deleted
 
 
 def _of_today(engine: Engine, latest: Manifest) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from queue import Empty, Queue
 
 import structlog
 
 from service.arrivals import Arrival, ClosedPhase, Offsets
 from service.commands import CommandQueue
+from service.disk import DiskWatch
 from service.engine import Engine
 from service.errors import HeadwaterError
 from service.fast_path import FastPath
@@ -42,15 +44,19 @@ class Learning:
         fast_path: FastPath,
         commands: CommandQueue,
         stopping: threading.Event,
+        disk: DiskWatch,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`ticks` gives seconds that never jump: the clock of the day may be set while the daemon runs."""
         self._engine = engine
         self._publisher = publisher
         self._fast_path = fast_path
         self._commands = commands
         self._stopping = stopping
         self._reconciled = False
-        self._watched = 0.0
-        self._mended = 0.0
+        self._disk = disk
+        self._ticks = ticks
+        self._watched = self._mended = float("-inf")
         self.redis_trouble = ""
         """Why the served version is not in Redis, for `/readyz`; empty if it is."""
 
@@ -76,6 +82,9 @@ class Learning:
         while not self._stopping.is_set():
             self._look_after_redis()
             self._carry_out_verbs()
+            if not self._disk.ready(room=self._engine.checkpoint_size):
+                self._stopping.wait(TURN_S)
+                continue
             try:
                 phase = self._phases.get(timeout=TURN_S)
             except Empty:
@@ -89,7 +98,11 @@ class Learning:
         # Dead letters are on the broker before the offsets that pass them are in a checkpoint.
         self._letters.flush()
         interrupted, self._interrupted = self._interrupted, None
-        run_phase(phase, self._engine, resumed=interrupted if phase.closed_by == "resumed" else None)
+        if interrupted is not None and phase.closed_by == "resumed":
+            # Mending Redis may have taken a number since the start, above the one that was allotted before the crash.
+            run_phase(phase, self._engine, resumed=self._engine.numbered_anew(interrupted))
+        else:
+            run_phase(phase, self._engine)
 
     def _write_letters(self, over: Sequence[Arrival]) -> None:
         """On the broker too before the checkpoint whose phase left them out."""
@@ -115,7 +128,7 @@ class Learning:
 
     def _look_after_redis(self) -> None:
         """At start, after an absence, and every so often: what the disk says is served is in Redis."""
-        now = self._engine.clock()
+        now = self._ticks()
         lost = self._fast_path.sink_lost or self._engine.unpublished or not self._reconciled
         if now - (self._mended if lost else self._watched) < (MEND_S if lost else WATCH_S):
             return

@@ -13,6 +13,9 @@ from service.config_tables import LogConfig
 
 # Libraries that say at INFO, once a connection or request, what only debugging wants to know.
 TALKATIVE = ("kafka", "redis", "uvicorn", "uvicorn.access", "uvicorn.error", "asyncio", "httpx", "httpcore")
+# The Kafka client's loops say many times a second that a broker is away. We say it once for each try, and what we could
+# not mend as an error of ours (streams/kafka_errors.py).
+REPETITIVE = ("kafka.cluster", "kafka.net", "kafka.consumer.fetcher")
 
 
 def configure_logs(config: LogConfig, *, stream: TextIO | None = None) -> None:
@@ -52,8 +55,8 @@ def configure_logs(config: LogConfig, *, stream: TextIO | None = None) -> None:
         library.handlers.clear()
         library.propagate = True
         library.setLevel(logging.DEBUG if config.level == "debug" else logging.WARNING)
-    # It warns of every turn of its loop that learning kept waiting for the interpreter.
-    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
+    for name in REPETITIVE:
+        logging.getLogger(name).setLevel(logging.DEBUG if config.level == "debug" else logging.CRITICAL)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -17,6 +17,7 @@ DECISIONS = ("promoted", "refused", "held", "empty")
 FRESHNESS_KINDS = ("user", "item", "profile")
 EXAMPLE_KINDS = ("new", "replayed")
 VECTOR_KINDS = ("items", "users")
+REPAIRED = (*VECTOR_KINDS, "head", "pointer")
 
 
 class Described(NamedTuple):
@@ -101,10 +102,14 @@ class Metrics:
         self.checkpoint_seconds = self._histogram("checkpoint_seconds", "Duration of saving one.", STAGE_BUCKETS_S)
         self.publish_seconds = self._histogram("publish_seconds", "Duration of publishing a version.", STAGE_BUCKETS_S)
         self.published_vectors = self._gauge("published_vectors", "Vectors of the served version in Redis.", "kind")
+        self.redis_repairs = self._counter(
+            "redis_repairs_total", "Times that Redis had lost a part of the served version and got it again.", "what"
+        )
 
         # What it all hangs on.
         self.redis_up = self._gauge("redis_up", "1 while Redis answers.")
         self.kafka_up = self._gauge("kafka_up", "1 while the brokers answer.")
+        self.disk_up = self._gauge("disk_up", "1 while the state directory takes what has to be written.")
         self.http_requests = self._counter("http_requests_total", "HTTP requests answered.", "route", "code")
         self.build_info = self._gauge("build_info", "Always 1; what is running.", "version", "python")
 
@@ -117,6 +122,8 @@ class Metrics:
             self.examples.labels(kind)
         for kind in VECTOR_KINDS:
             self.published_vectors.labels(kind)
+        for what in REPAIRED:
+            self.redis_repairs.labels(what)
         self.build_info.labels(installed_version("headwater"), platform.python_version()).set(1)
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:

@@ -123,8 +123,8 @@ class PhaseBuilder:
         """Whether nothing at all has come since the last phase."""
         return self._opened_at is None
 
-    def close(self, *, now: float, idle: set[TopicPartition], closed_by: str) -> ClosedPhase:
-        """Hands over the phase and begins the next one where it ends."""
+    def close(self, *, now: float, at: float, idle: set[TopicPartition], closed_by: str) -> ClosedPhase:
+        """Hands over the phase and begins the next one where it ends; `at` is the time of day, in epoch seconds."""
         # A partition added after the intent was written belongs to the phase after.
         end = dict(self._next) if self._resume_to is None else _flat(self._resume_to)
         self._next.update(end)
@@ -138,8 +138,8 @@ class PhaseBuilder:
             lost=self._pass_gaps(end),
             watermark=self._cutter.watermark(idle),
             maxima=dict(sorted(self._cutter.maxima.items())),
-            opened_at=now if self._opened_at is None else self._opened_at,
-            closed_at=now,
+            opened_at=at if self._opened_at is None else at - (now - self._opened_at),
+            closed_at=at,
             closed_by=closed_by,
         )
         self._resume_to = None

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
 
+import msgspec
 import numpy as np
 import structlog
 from numpy.typing import NDArray
@@ -20,10 +21,11 @@ from service.arrivals import Offsets, passed
 from service.checkpoints import CheckpointStore
 from service.config_tables import PublishConfig
 from service.crash_points import crash_point
+from service.drift import Drift
 from service.errors import HeadwaterError
 from service.fast_path import FastPath
 from service.live import SINK_TROUBLE, Live, Serving, VectorSink
-from service.metrics import Metrics
+from service.metrics import VECTOR_KINDS, Metrics
 from streams.redis_keys import Pointer, pack_head, vector_bytes
 
 log = structlog.get_logger(__name__)
@@ -57,6 +59,12 @@ class Publisher:
     writer: str
     """Id of the state directory: tells a daemon whether a pointer is its own."""
     epoch: int = 0
+    _pointed: Pointer | None = field(default=None, init=False)
+    """The pointer to the served version, as it should be found in the sink."""
+
+    def __post_init__(self) -> None:
+        """Nothing is watched before something is served."""
+        self._drift = Drift(self.live, self.sink, users_active_days=self.config.users_active_days)
 
     def publish(
         self, snapshot: Snapshot, *, learned: Offsets, event_time: float | None, champion: bool = True
@@ -111,10 +119,33 @@ class Publisher:
             self.sink.expire(version, self.config.grace_s)
         self.epoch = epoch
 
-    def head_there(self, version: int) -> bool:
-        """Whether readers of `version` find its head."""
-        pointer = self.sink.pointer()
-        return pointer is None or pointer.head == "dot" or self.sink.read_head(version) is not None
+    def mend(self) -> str | None:
+        """Gives readers back what Redis has lost of the served version, under the same number; returns what that was.
+
+        Vectors first, the pointer last. Raises what the sink raises.
+        """
+        serving = self.live.current
+        assert serving is not None
+        lost: dict[str, int] = {}
+        if buckets := self._drift.look(serving):
+            for kind, count in self._drift.write_again(serving, buckets).items():
+                lost[kind] = count
+        layers = serving.snapshot.head_layers()
+        if layers and self.sink.read_head(serving.version) is None:
+            self._write_head(serving.snapshot)
+            lost["head"] = 1
+        if self._pointed is not None and self.sink.pointer() is None:
+            self.sink.flip(msgspec.structs.replace(self._pointed, epoch=self.epoch))
+            lost["pointer"] = 1
+        for what in lost:
+            self.metrics.redis_repairs.labels(what=what).inc()
+        if not lost:
+            return None
+        named = [f"{count} {what}" if what in VECTOR_KINDS else f"the {what}" for what, count in lost.items()]
+        return (
+            f"keys of version {serving.version} were gone or short; wrote {' and '.join(named)} again. "
+            "If it loses more, see whether Redis evicts (maxmemory-policy) or somebody deletes there."
+        )
 
     def adopt(self, snapshot: Snapshot, learned: Offsets) -> float:
         """Takes up a version that is whole in Redis already: no flip, only what arrived after `learned`.
@@ -123,6 +154,7 @@ class Publisher:
         """
         pointer = self.sink.pointer()
         at = self.clock() if pointer is None else datetime.fromisoformat(pointer.published_at).timestamp()
+        self._pointed = pointer
         serving = Serving(snapshot, most_new=self.live.most_new)
         try:
             self._catch_up(serving, learned)
@@ -149,9 +181,7 @@ class Publisher:
         return 1 if pointer is None else pointer.version + 1
 
     def _write(self, snapshot: Snapshot) -> None:
-        layers = snapshot.head_layers()
-        if layers:
-            self.sink.write_head(snapshot.version, pack_head(snapshot.d, snapshot.dim - snapshot.d, layers))
+        self._write_head(snapshot)
         started = monotonic()
         items, users = 0, 0
         for ids, vectors in snapshot.items_in_chunks():
@@ -167,6 +197,11 @@ class Publisher:
         self.metrics.published_vectors.labels(kind="users").set(users)
         self._written = {"items": items, "users": users}
         log.info("vectors written", version=snapshot.version, items=items, users=users, seconds=monotonic() - started)
+
+    def _write_head(self, snapshot: Snapshot) -> None:
+        layers = snapshot.head_layers()
+        if layers:
+            self.sink.write_head(snapshot.version, pack_head(snapshot.d, snapshot.dim - snapshot.d, layers))
 
     def _verify(self, snapshot: Snapshot) -> None:
         chunks = {
@@ -216,9 +251,11 @@ class Publisher:
             with self.live.lock:
                 if self.fast_path is None or self.fast_path.up_to_date(serving):
                     at = self.clock()
-                    self.sink.flip(self._pointer(serving, superseded, event_time, at))
+                    pointer = self._pointer(serving, superseded, event_time, at)
+                    self.sink.flip(pointer)
                     crash_point("flip.half")
                     self.live.swap(serving)
+                    self._pointed = pointer
                     return at
             self._wait_again(serving)
 

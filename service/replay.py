@@ -132,9 +132,9 @@ def _cut(config: Config, records: _Records, engine: Engine) -> Iterator[ClosedPh
             builder.pass_content(tp, offset)
         reason = builder.closing(0.0, set())
         if reason is not None:
-            yield builder.close(now=0.0, idle=set(), closed_by=reason)
+            yield builder.close(now=0.0, at=0.0, idle=set(), closed_by=reason)
     if not builder.empty:
-        yield builder.close(now=0.0, idle=set(), closed_by="once")
+        yield builder.close(now=0.0, at=0.0, idle=set(), closed_by="once")
 
 
 def _judged(records: _Records) -> Iterator[ClosedPhase]:

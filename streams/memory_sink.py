@@ -145,6 +145,13 @@ class MemorySink:
         with self._open() as store:
             return len(store.versions.get(version, _Version()).fields[kind])
 
+    def bucket_counts(self, version: int, kind: Kind) -> list[int]:
+        """How many ids each bucket of a version has."""
+        counts = [0] * self.buckets_of(version)
+        for id_ in self.ids(version, kind):
+            counts[redis_keys.bucket_of(id_, len(counts))] += 1
+        return counts
+
     def read(self, version: int, kind: Kind, ids: Sequence[str]) -> list[bytes | None]:
         """The stored bytes of each id, None where there are none."""
         with self._open() as store:

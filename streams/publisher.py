@@ -161,10 +161,14 @@ class RedisSink:
 
     def count(self, version: int, kind: Kind) -> int:
         """How many ids a version has."""
+        return sum(self.bucket_counts(version, kind))
+
+    def bucket_counts(self, version: int, kind: Kind) -> list[int]:
+        """How many ids each bucket of a version has."""
         keys = (
             redis_keys.bucket_key(self.namespace, kind, bucket, version) for bucket in range(self.buckets_of(version))
         )
-        return sum(self._run(("HLEN", key) for key in keys))
+        return self._run(("HLEN", key) for key in keys)
 
     def read(self, version: int, kind: Kind, ids: Sequence[str]) -> list[bytes | None]:
         """The stored bytes of each id, None where there are none; for verification rather than for serving."""

@@ -54,7 +54,7 @@ class DataLost(SourceError):  # noqa: N818
             what = (
                 f"offset {wanted} of {where} does not exist: its log ends at {end}, so it was made anew or rolled back"
             )
-        super().__init__(f"{what}; set [kafka] on_data_loss to pass over it, or start with a new state_dir")
+        super().__init__(what)
         self.tp = tp
         self.wanted = wanted
         self.beginning = beginning

@@ -13,7 +13,7 @@ import pytest
 
 from streams.memory_sink import MemorySink, MemoryStore
 from streams.publisher import RedisSink
-from streams.redis_keys import Floats, Pointer, vector_bytes
+from streams.redis_keys import Floats, Pointer, bucket_of, vector_bytes
 from streams.sink_types import Fenced, SinkUnavailable
 from tests.servers import new_redis, redis_kinds
 
@@ -126,6 +126,16 @@ def test_deleted_ids_are_gone_and_the_others_stay(sink: Sink) -> None:
     sink.write(1, "items", ids, matrix(50))
     sink.delete(1, "items", [*ids[:20], "unknown"])
     assert sorted(sink.ids(1, "items")) == sorted(ids[20:])
+
+
+def test_each_bucket_counts_its_own_ids(sink: Sink) -> None:
+    ids = [f"item-{n}" for n in range(50)]
+    sink.write(1, "items", ids, matrix(50))
+    counts = sink.bucket_counts(1, "items")
+    buckets = sink.buckets_of(1)
+    assert counts == [sum(bucket_of(one, buckets) == bucket for one in ids) for bucket in range(buckets)]
+    assert sink.bucket_counts(2, "items") == [0] * buckets
+    assert sink.count(1, "items") == 50
 
 
 def test_the_head_is_kept_per_version(sink: Sink) -> None:

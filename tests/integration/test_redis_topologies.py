@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ import pytest
 import redis
 import tenacity
 
-from streams.embedded import EmbeddedRedis, ServerProcess, free_port
+from streams.embedded import EmbeddedRedis, free_port
 from streams.publisher import RedisSink
 from streams.reader import Reader
 from streams.redis_keys import Pointer, vector_bytes
 from streams.sink_types import Fenced, SinkRefused, SinkUnavailable
 from tests.integration.test_redis_refusals import PAGE, rights
+from tests.redis_topologies import WAIT_S, RedisSentinel, three_primaries, until
 from tests.servers import new_redis, redis_kinds
 
 IDS = [f"item-{n}" for n in range(500)]
 VECTORS = np.arange(1500, dtype=np.float32).reshape(500, 3)
-WAIT_S = 60
 
 
 def publish(sink: RedisSink, version: int) -> None:
@@ -81,17 +81,6 @@ def use_everything(url: str) -> None:
         sink.ping()
 
 
-def until(done: Callable[[], bool]) -> None:
-    """Wait for a cluster or a failover to settle."""
-    retry = tenacity.Retrying(
-        stop=tenacity.stop_after_delay(WAIT_S),
-        wait=tenacity.wait_fixed(0.05),
-        retry=tenacity.retry_if_result(lambda settled: not settled)
-        | tenacity.retry_if_exception_type(redis.RedisError),
-    )
-    retry(done)
-
-
 # -- TLS
 
 
@@ -127,27 +116,6 @@ def test_a_certificate_that_nobody_vouches_for_is_not_taken(tls: tuple[str, Path
 
 
 # -- Sentinel
-
-
-class RedisSentinel(ServerProcess):
-    """One Sentinel that watches one primary, `mymaster`, and decides alone."""
-
-    name = "sentinel"
-
-    def __init__(self, *, directory: Path, primary: EmbeddedRedis) -> None:
-        super().__init__(directory=directory)
-        self._primary = primary
-
-    def command(self, port: int) -> list[str]:
-        config = self.directory / "sentinel.conf"
-        config.write_text(
-            f"port {port}\nbind 127.0.0.1\ndir {self.directory}\n"
-            f"sentinel monitor mymaster 127.0.0.1 {self._primary.port} 1\n"
-            "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 5000\n"
-        )
-        binary = shutil.which("redis-server")
-        assert binary is not None
-        return [binary, str(config), "--sentinel"]
 
 
 @pytest.mark.slow
@@ -201,27 +169,8 @@ def test_a_sentinel_that_knows_no_such_service_is_away(tmp_path: Path) -> None:
 @pytest.fixture(params=redis_kinds())
 def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[EmbeddedRedis]]:
     """Three primaries that share the slots."""
-    with ExitStack() as stack:
-        nodes = []
-        for number in range(3):
-            settings = {"cluster-enabled": "yes", "cluster-node-timeout": "5000", "cluster-port": str(free_port())}
-            nodes.append(stack.enter_context(new_redis(request.param, tmp_path / f"node{number}", settings=settings)))
-        clients = [stack.enter_context(redis.Redis.from_url(node.address)) for node in nodes]
-        first, last = 0, 0
-        for number, client in enumerate(clients):
-            last = 16384 * (number + 1) // 3 - 1
-            client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
-            first = last + 1
-        for node in nodes[1:]:
-            bus = redis.Redis.from_url(node.address).config_get("cluster-port")["cluster-port"]
-            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
-        until(lambda: all(settled(client) for client in clients))
+    with three_primaries(request.param, tmp_path) as nodes:
         yield nodes
-
-
-def settled(client: Any) -> bool:
-    info = client.execute_command("CLUSTER INFO")
-    return bool(info["cluster_state"] == "ok" and info["cluster_known_nodes"] == "3")
 
 
 def test_in_a_cluster_of_three(cluster: list[EmbeddedRedis]) -> None:

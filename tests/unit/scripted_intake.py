@@ -73,6 +73,8 @@ class World:
 
     topics: MemoryTopics = field(default_factory=MemoryTopics)
     now: float = START
+    turned: float = 0.0
+    """How far somebody has set the clock of the day since, in seconds."""
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -118,7 +120,7 @@ class Reading:
             kafka={"users_topic": "users", "partition_idle_s": 1e6, **(kafka or {})},  # type: ignore[arg-type]
             phase={"max_events": 1000, "max_wait_s": 1e6, **phase},  # type: ignore[arg-type]
         )
-        clock = lambda: world.now  # noqa: E731
+        clock = lambda: world.now + world.turned  # noqa: E731
         positions = self.source.beginning()
         if after is not None:
             positions |= {(topic, p): at for topic, ps in after.end.items() for p, at in ps.items()}
@@ -136,6 +138,7 @@ class Reading:
             maxima={} if after is None else after.maxima,
             resume_to=None if resume is None else resume.end,
             stop_at=world.end() if once else None,
+            ticks=lambda: world.now,
         )
 
     def learn(self) -> None:

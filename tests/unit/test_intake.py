@@ -212,6 +212,24 @@ def test_an_idle_stream_writes_no_phases_and_a_lone_click_waits_its_time() -> No
     assert [phase.closed_by for phase in reading.phases] == ["wait"]
 
 
+@pytest.mark.parametrize("turned", [-3600.0, 86_400.0])
+def test_a_clock_that_is_set_neither_delays_nor_closes_a_phase(turned: float) -> None:
+    world = World()
+    reading = Reading(world, max_wait_s=60)
+
+    def turn() -> None:
+        world.turned = turned
+
+    reading.run(lambda: world.click(1), turn, reading.pass_s(40), lambda: None, polls=2)
+    assert reading.phases == []
+    reading = Reading(world, max_wait_s=60)
+    world.turned = 0.0
+    reading.run(lambda: None, turn, reading.pass_s(61), lambda: None, polls=2)
+    assert [phase.closed_by for phase in reading.phases] == ["wait"]
+    phase = reading.phases[0]
+    assert (phase.closed_at, phase.opened_at) == (world.now + turned, world.now + turned - 61)
+
+
 def test_a_backlog_is_cut_by_count_alone_however_long_it_takes() -> None:
     world = World()
     for number in range(20):

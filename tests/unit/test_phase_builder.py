@@ -35,7 +35,7 @@ def user(offset: int) -> Arrival:
 
 
 def close(phase: PhaseBuilder, now: float = 5.0) -> ClosedPhase:
-    return phase.close(now=now, idle=NOBODY_IDLE, closed_by="count")
+    return phase.close(now=now, at=now, idle=NOBODY_IDLE, closed_by="count")
 
 
 def clicked(phase: ClosedPhase) -> list[tuple[int, int]]:
