@@ -17,9 +17,6 @@ from models.popularity import Popularity
 
 Ints = NDArray[np.int64]
 
-SEEN = 256
-"""How far back it is known what a user had: such items are no candidates, and to have one again teaches nothing new."""
-
 
 @dataclass
 class Examples:
@@ -34,8 +31,6 @@ class Examples:
     histories: Histories
     cold_B: NDArray[np.bool_]
     """Whether nobody had touched the item by then: its residual and bias did not exist."""
-    seen_BS: Ints
-    """Items that the user had had by then, of the last `SEEN` events; -1 for none."""
     fresh: int
     """How many of them are new; the others are replayed."""
 
@@ -50,8 +45,6 @@ class Examples:
         fresh_B: Ints,
         replayed_B: Ints,
         length: int,
-        *,
-        seen_BS: Ints | None = None,
     ) -> Examples:
         """Examples of these log positions."""
         position_B = np.concatenate((fresh_B, replayed_B))
@@ -66,13 +59,17 @@ class Examples:
             value_B=log.value[position_B],
             time_B=time_B,
             histories=Histories.from_log(log, log.before[position_B], length, until_B=time_B),
-            seen_BS=seen_before(log, position_B) if seen_BS is None else seen_BS,
             cold_B=(first_B < 0) | (first_B >= position_B),
             fresh=len(fresh_B),
         )
 
+    @property
+    def seen_BP(self) -> Ints:  # noqa: N802 (shape suffix)
+        """Items that the user had had by then, as far back as is known; -1 for none."""
+        return self.histories.past_BP
 
-def seen_before(log: LogView, position_B: Ints) -> Ints:
-    """Items of each event's user in the `SEEN` events of strictly earlier times, (B, S), -1 for none."""
-    history_BS = log.histories(log.before[position_B], SEEN)
-    return np.where(history_BS >= 0, log.item[history_BS], -1).astype(np.int64)
+    def where(self, kept_B: NDArray[np.bool_]) -> Examples:
+        """Those that the mask keeps."""
+        columns = {name: value[kept_B] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        fresh = int(kept_B[: self.fresh].sum())
+        return Examples(**columns, histories=self.histories.rows(kept_B), fresh=fresh)

@@ -11,7 +11,7 @@ what the network says of nothing at all, otherwise a constant of the fusion, or 
 
 By the user, a part is what the score loses without it (leave one out), the rest as it is:
 
-    score = anyone (+ mean, for ratings) + features + Σ_h history_h + rest
+    score = anyone (+ mean, for ratings) + features + Σ_h history_h + earlier + rest
 
 `anyone` is the default user's score; `rest` is what the parts say only together, or each of them by itself already.
 
@@ -45,7 +45,8 @@ def explain(overlay: Overlay, user_id: str, item_id: str) -> dict[str, Any] | No
     `taste` (how this user weighs it), `base` (only for ratings, the user's mean), `rest`; and `credit`, how modalities
     got theirs: `weights` or `shapley`. `user`: `anyone`, `mean` (only for ratings, what the user's own mean adds),
     `features` (where there are any), `history` (newest first: `item_id`, `action`, `value`, `time` in seconds since the
-    epoch, `attributes` and its part `score`), `rest`. A user nobody knows is the default user.
+    epoch, `attributes` and its part `score`), `earlier` (all that came before these), `rest`. A user nobody knows is
+    the default user.
     """
     row = overlay.item_index(item_id)
     if row is None:
@@ -158,9 +159,11 @@ def _by_user(
         parts["mean"] = float(user_V[-1]) - float(anyone_V[-1])
     places = np.flatnonzero(histories.item_BL[0] >= 0)
     # the place stays taken: how long the history is, and what its values are on average, is what it was
-    without = _repeated(histories, len(places) + 1)
-    without.item_BL[np.arange(len(places)), places] = -1
-    rows = np.repeat(local, len(places) + 1)
+    without = histories.rows(np.zeros(len(places) + 2, np.int64))
+    each = np.arange(len(places))
+    without.item_BL[each, places] = without.past_BP[each, places] = -1
+    without.past_BP[-2, histories.item_BL.shape[1] :] = -1
+    rows = np.repeat(local, len(places) + 2)
     rows[-1] = -1  # the last is without the user's features
     without_NV = overlay.vectors_of(without, rows)
     if snapshot.spec.objective == "rating":
@@ -170,15 +173,10 @@ def _by_user(
         parts["features"] = float(lost_N[-1])
     events = [
         _event(overlay, histories, place) | {"score": lost}
-        for place, lost in zip(places.tolist(), lost_N[:-1].tolist(), strict=True)
+        for place, lost in zip(places.tolist(), lost_N[:-2].tolist(), strict=True)
     ]
     rest = score - sum(parts.values()) - float(lost_N[:-1].sum())
-    return {**parts, "history": events, "rest": float(rest)}
-
-
-def _repeated(histories: Histories, times: int) -> Histories:
-    """One user's history as the rows of a batch, to be changed each by itself."""
-    return Histories(**{name: np.repeat(array, times, axis=0) for name, array in vars(histories).items()})
+    return {**parts, "history": events, "earlier": float(lost_N[-2]), "rest": float(rest)}
 
 
 def _event(overlay: Overlay, histories: Histories, place: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class FullSoftmax(torch.autograd.Function):
         weight_B: Tensor,
         hidden_from: Sequence[int] | None,
         hidden_BN: Tensor | None,
-        hidden_BS: Tensor | None,
+        hidden_BP: Tensor | None,
         cold_C: Tensor,
         cold_CV: Tensor,
         offset_N: Tensor | None,
@@ -42,7 +42,7 @@ class FullSoftmax(torch.autograd.Function):
         split: int,
     ) -> Tensor:
         """No candidates for an example are those from `hidden_from` on, those where `hidden_BN` is true, and the
-        indices `hidden_BS` (-1 for none); `offset_N` is added to all scores of an item."""
+        indices `hidden_BP` (-1 for none); `offset_N` is added to all scores of an item."""
         score_BN = user_BV @ item_NV.T
         if offset_N is not None:
             score_BN += offset_N
@@ -58,9 +58,9 @@ class FullSoftmax(torch.autograd.Function):
                 score_BN[line, first:] = 0
         if hidden_BN is not None:
             score_BN.mul_(~hidden_BN)
-        if hidden_BS is not None:
+        if hidden_BP is not None:
             # an index of -1 hides nothing: it points at the target, which is written last
-            score_BN.scatter_(1, torch.where(hidden_BS >= 0, hidden_BS, target_B.unsqueeze(1)), 0)
+            score_BN.scatter_(1, torch.where(hidden_BP >= 0, hidden_BP, target_B.unsqueeze(1)), 0)
         score_BN.scatter_(1, target_B.unsqueeze(1), (own_B1 - top_B1).clamp_(min=LEAST_LOGIT).exp_())
         total_B1 = score_BN.sum(1, keepdim=True)
         loss_B = (total_B1.log() + top_B1 - own_B1).squeeze(1)

@@ -1,7 +1,8 @@
 # ruff: noqa: N815 (shape suffixes)
 """What the user tower reads: the last events of many users' histories, as arrays of one shape.
 
-Shape suffixes: B users or examples, L places of a history, newest first.
+Shape suffixes: B users or examples, L places of a history, P places of all of the past that is known (at least L),
+both newest first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.event_log import VALUE_UNIT, LogView
+from models.past import PAST, Past
 
 Ints = NDArray[np.int64]
 
@@ -34,6 +36,10 @@ class Histories:
     """How many of these have a value."""
     value_sum_B: NDArray[np.float64]
     """The sum of these values."""
+    past_BP: Ints
+    """Item rows of the last `PAST` events, -1 as in `item_BL`; the first are those of `item_BL`."""
+    weight_BP: NDArray[np.float32]
+    """What was done with them weighs so much; NaN where there is no event."""
 
     @classmethod
     def from_log(
@@ -43,12 +49,13 @@ class Histories:
 
         Events of `until_B` or later (they arrived late, after what came before them) are left out.
         """
-        position_BL = log.histories(start_B, length)
-        there_BL = position_BL >= 0
         if len(log) == 0:
             return cls.empty(len(start_B), length)
+        position_BP = log.histories(start_B, PAST)
+        there_BP = position_BP >= 0
         if until_B is not None:
-            there_BL = there_BL & (log.time[position_BL] < until_B[:, None])
+            there_BP = there_BP & (log.time[position_BP] < until_B[:, None])
+        position_BL, there_BL = position_BP[:, :length], there_BP[:, :length]
         some_B = start_B >= 0
         return cls(
             item_BL=np.where(there_BL, log.item[position_BL], -1).astype(np.int64),
@@ -58,6 +65,8 @@ class Histories:
             count_B=np.where(some_B, log.count[start_B], 0).astype(np.int64),
             valued_B=np.where(some_B, log.valued[start_B], 0).astype(np.int64),
             value_sum_B=np.where(some_B, log.value_sum[start_B], 0) * VALUE_UNIT,
+            past_BP=np.where(there_BP, log.item[position_BP], -1).astype(np.int64),
+            weight_BP=np.where(there_BP, log.weight[position_BP], np.nan).astype(np.float32),
         )
 
     @classmethod
@@ -72,27 +81,34 @@ class Histories:
             count_B=nothing,
             valued_B=nothing.copy(),
             value_sum_B=np.zeros(users),
+            past_BP=np.full((users, PAST), -1, np.int64),
+            weight_BP=np.full((users, PAST), np.nan, np.float32),
         )
 
     def followed_by(self, older: Histories) -> Histories:
         """These histories with older ones of the same users behind them, as long as before."""
-        length = self.item_BL.shape[1]
-        # by time and not by item: the place of a forgotten item is taken
-        empty_BL = np.isnan(np.concatenate((self.time_BL, older.time_BL), axis=1))
-        order_BL = np.argsort(empty_BL, axis=1, kind="stable")[:, :length]
-
-        def behind(newer: NDArray[Any], old: NDArray[Any]) -> NDArray[Any]:
-            return np.take_along_axis(np.concatenate((newer, old), axis=1), order_BL, axis=1)
-
+        # by time and weight and not by item: the place of a forgotten item is taken
+        order_BL = _order(self.time_BL, older.time_BL)
+        order_BP = _order(self.weight_BP, older.weight_BP)
         return Histories(
-            item_BL=behind(self.item_BL, older.item_BL),
-            action_BL=behind(self.action_BL, older.action_BL),
-            value_BL=behind(self.value_BL, older.value_BL),
-            time_BL=behind(self.time_BL, older.time_BL),
+            item_BL=_behind(self.item_BL, older.item_BL, order_BL),
+            action_BL=_behind(self.action_BL, older.action_BL, order_BL),
+            value_BL=_behind(self.value_BL, older.value_BL, order_BL),
+            time_BL=_behind(self.time_BL, older.time_BL, order_BL),
             count_B=self.count_B + older.count_B,
             valued_B=self.valued_B + older.valued_B,
             value_sum_B=self.value_sum_B + older.value_sum_B,
+            past_BP=_behind(self.past_BP, older.past_BP, order_BP),
+            weight_BP=_behind(self.weight_BP, older.weight_BP, order_BP),
         )
+
+    def rows(self, index_N: NDArray[Any]) -> Histories:
+        """Those of some of the users, by number or mask; copies."""
+        return Histories(**{name: array[index_N] for name, array in vars(self).items()})
+
+    def past(self) -> Past:
+        """What the decayed means of all that was chosen are made of."""
+        return Past.of(self.past_BP, self.weight_BP)
 
     def tensors(self, scale: ValueScale, device: torch.device | str = "cpu") -> HistoryTensors:
         """The same as tensors, values standardised and times turned into gaps."""
@@ -112,6 +128,16 @@ class Histories:
         }
         tensors = {name: torch.from_numpy(array).to(device) for name, array in values.items()}
         return HistoryTensors(**tensors, mean=scale.mean, deviation=scale.deviation)
+
+
+def _order(newer: NDArray[Any], older: NDArray[Any]) -> Ints:
+    """Places in the two side by side, those that are NaN last, as many as one of them has."""
+    empty = np.isnan(np.concatenate((newer, older), axis=1))
+    return np.argsort(empty, axis=1, kind="stable")[:, : newer.shape[1]]
+
+
+def _behind(newer: NDArray[Any], older: NDArray[Any], order: Ints) -> NDArray[Any]:
+    return np.take_along_axis(np.concatenate((newer, older), axis=1), order, axis=1)
 
 
 @dataclass
@@ -143,8 +169,8 @@ class HistoryTensors:
 
 GAPS = 32
 """Gap buckets: up to 2³⁰ seconds, 34 years."""
-LENGTHS = 7
-"""Buckets of history length: 0, 1, 2–3, 4–7, 8–15, 16–31, 32 and more."""
+LENGTHS = 10
+"""Buckets of history length: 0, 1, 2–3, 4–7, and so on to 128–255, then 256 and more."""
 
 
 def length_bucket(count_B: Ints) -> Ints:

@@ -137,10 +137,22 @@ class Objective:
         # the weights learn unscaled: scales are put on top of them when served, and would only be learned around
         scales = torch.ones(SCALES, device=learner.device)
         return learner.scorer.users(
-            vectors_RD[history.item_BL], features_RK[history.item_BL], history, scales, profiles=profiles,
+            vectors_RD[history.item_BL], features_RK[history.item_BL], self._past(examples), history, scales,
+            profiles=profiles,
             items_BLV=None if learner.scorer.regression is None or item_RV is None else item_RV[history.item_BL],
             dropout=learner.train.dropout if training else 0.0, generator=learner.generator if training else None,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def _past(self, examples: Examples) -> Tensor:
+        """The decayed means (B, D) of what the examples' users had chosen by then, of vectors with nothing dropped.
+
+        Contents are the table's: in calibration, whose other contents are those of the averages, that measures the same.
+        """
+        learner = self.learner
+        admitted_N1 = torch.from_numpy(learner.popularity.first >= 0).to(learner.device).unsqueeze(1)
+        own_ND = torch.add(learner.residual.values, learner.context.values).mul_(admitted_N1)
+        return examples.histories.past().mean(own_ND.add_(learner.contents))
 
     def working_set(self, examples: Examples, extra: Tensor | None = None) -> tuple[Tensor, Tensor, HistoryTensors]:
         """Rows that a step reads; the targets' and the histories' places among them. `extra` rows come first."""

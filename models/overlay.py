@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from models import answers, catalogue
@@ -399,10 +400,7 @@ class Overlay:
 
         With `until_B` events of that time or later are left out of their histories.
         """
-        histories = self._histories(tails, base)
-        if until_B is not None:
-            histories.item_BL = np.where(histories.time_BL < until_B[:, None], histories.item_BL, -1)
-        return self.vectors_of(histories, local)
+        return self.vectors_of(self._histories(tails, base, until_B), local)
 
     def vectors_of(self, histories: Histories, local: Ints) -> Vectors:
         """Published vectors (B, V) of users with these histories and the features in these rows, -1 for none."""
@@ -410,12 +408,11 @@ class Overlay:
         if self._size == 0:
             return snapshot.user_matrix(histories, local)
         rows = np.where(histories.item_BL >= 0, histories.item_BL, 0)
-        vectors_BLD = self._gather(rows, snapshot.vectors_NV[:, : snapshot.d], self._personal)
-        known = rows < snapshot.n_items
-        vectors_BLD[known] += snapshot.context[rows[known]]
+        past = histories.past()
         return snapshot.user_matrix(
             histories, local,
-            vectors_BLD=vectors_BLD,
+            vectors_BLD=self._read(rows),
+            past_BD=past.mean_of(torch.from_numpy(self._read(past.row_E))),
             features_BLK=self._gather(rows, snapshot.features_NK, self._features),
             items_BLV=(
                 None if snapshot.scorer.regression is None else self._gather(rows, snapshot.vectors_NV, self._published)
@@ -423,12 +420,21 @@ class Overlay:
             profiles=self._profiles,
         )  # fmt: skip
 
-    def _histories(self, tails: Ints, base: Ints) -> Histories:
-        """Histories of what came since, then of what the snapshot knows."""
+    def _read(self, rows: Ints) -> Vectors:
+        """What items are in a history, (…, D)."""
+        snapshot = self.snapshot
+        vectors = self._gather(rows, snapshot.vectors_NV[:, : snapshot.d], self._personal)
+        known = rows < snapshot.n_items
+        vectors[known] += snapshot.context[rows[known]]
+        return vectors
+
+    def _histories(self, tails: Ints, base: Ints, until_B: NDArray[np.float64] | None = None) -> Histories:
+        """Histories of what came since, then of what the snapshot knows, of earlier times than `until_B`."""
         length = self.snapshot.spec.events_read
-        newer = Histories.from_log(self._log.view(shared_tail=True), tails, length)
-        histories = newer.followed_by(self.snapshot.histories(base))
+        newer = Histories.from_log(self._log.view(shared_tail=True), tails, length, until_B=until_B)
+        histories = newer.followed_by(self.snapshot.histories(base, until_B))
         if self._gone_items:
             gone = np.isin(histories.item_BL, list(self._gone_items))
             histories.item_BL = np.where(gone, -1, histories.item_BL)
+            histories.past_BP = np.where(np.isin(histories.past_BP, list(self._gone_items)), -1, histories.past_BP)
         return histories

@@ -1,7 +1,7 @@
 """The objective `ranking`: which item a user takes next, and how far each term of the score is to be trusted in it.
 
 Shape suffixes: B examples, R rows of a step, D vector size, V length of published vectors, N candidates, T terms of a
-score, S items that a user had.
+score, P items that a user had.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models import catalogue, losses
 from models.event_log import LogView
-from models.examples import Examples, seen_before
+from models.examples import Examples
 from models.full_softmax import FullSoftmax
 from models.objective import Ints, Objective, Step
 from models.popularity import NEVER_SEEN
@@ -34,15 +34,10 @@ class Ranking(Objective):
 
     def examples(self, log: LogView, fresh: Ints, replayed: Ints) -> Examples:
         """Positive events, without repeats unless they are to be learned."""
-        fresh, replayed = self.usable(log, fresh), self.usable(log, replayed)
-        both = np.concatenate((fresh, replayed))
-        seen_BS = seen_before(log, both)
-        if not self.learner.train.repeats:
-            new = ~(seen_BS == log.item[both][:, None]).any(1)
-            fresh, replayed, seen_BS = fresh[new[: len(fresh)]], replayed[new[len(fresh) :]], seen_BS[new]
-        return Examples.build(
-            log, self.learner.popularity, fresh, replayed, self.learner.spec.history, seen_BS=seen_BS
-        )  # fmt: skip
+        examples = super().examples(log, fresh, replayed)
+        if self.learner.train.repeats:
+            return examples
+        return examples.where(~(examples.seen_BP == examples.item_B[:, None]).any(1))
 
     def forward(self, examples: Examples) -> Step:
         """The whole catalogue where it is small, else in-batch and uniform negatives."""
@@ -66,10 +61,10 @@ class Ranking(Objective):
         weight_B = torch.from_numpy(examples.weight_B / max(float(examples.weight_B.sum()), 1e-9)).to(device)
         cold_C, cold_CV, cold_CD = self.cold(examples)
         hidden_from, hidden_BN = self._hidden(examples, rows, candidates)
-        hidden_BS = self._own(examples, rows, candidates)
+        hidden_BP = self._own(examples, rows, candidates)
         if learner.spec.head == "dot":
             loss = FullSoftmax.apply(  # type: ignore[no-untyped-call]
-                user_BV, item_RV[:candidates], target_B, weight_B, hidden_from, hidden_BN, hidden_BS, cold_C, cold_CV,
+                user_BV, item_RV[:candidates], target_B, weight_B, hidden_from, hidden_BN, hidden_BP, cold_C, cold_CV,
                 offset,
                 examples.fresh, learner.spec.dim + 1,
             )  # fmt: skip
@@ -82,7 +77,7 @@ class Ranking(Objective):
             allowed = torch.ones_like(score_BN, dtype=torch.bool) if hidden_BN is None else ~hidden_BN
             for line, first in enumerate(hidden_from or ()):
                 allowed[line, first:] = False
-            allowed = allowed.scatter(1, torch.where(hidden_BS >= 0, hidden_BS, target_B.unsqueeze(1)), False)
+            allowed = allowed.scatter(1, torch.where(hidden_BP >= 0, hidden_BP, target_B.unsqueeze(1)), False)
             loss = losses.softmax_ranking(score_BN, target_B, allowed, weights=weight_B)
         return Step(loss, rows, vectors_RD, bias_R, context_RD, shown_R, target_B[cold_C], cold_CD)
 
@@ -125,13 +120,13 @@ class Ranking(Objective):
         return hidden_from.tolist(), torch.from_numpy(hidden).to(self.learner.device)
 
     def _own(self, examples: Examples, rows: Tensor | None, candidates: int) -> Tensor:
-        """Places among the candidates of what the user had before, (B, S), -1 where they are none."""
-        seen_BS = torch.from_numpy(examples.seen_BS).to(self.learner.device)
+        """Places among the candidates of what the user had before, (B, P), -1 where they are none."""
+        seen_BP = torch.from_numpy(examples.seen_BP).to(self.learner.device)
         if rows is None:
-            return seen_BS
-        place = torch.full((len(self.learner.popularity) + 1,), -1, dtype=torch.int64, device=seen_BS.device)
-        place[rows[:candidates]] = torch.arange(candidates, device=seen_BS.device)
-        return place[seen_BS]  # -1 is the place behind all items, which is -1
+            return seen_BP
+        place = torch.full((len(self.learner.popularity) + 1,), -1, dtype=torch.int64, device=seen_BP.device)
+        place[rows[:candidates]] = torch.arange(candidates, device=seen_BP.device)
+        return place[seen_BP]  # -1 is the place behind all items, which is -1
 
     @torch.no_grad()
     def calibrate(self, log: LogView, positions: Ints) -> None:
@@ -212,7 +207,7 @@ class Ranking(Objective):
         allowed &= lead != target.unsqueeze(1)
         place = torch.full((items + 1,), n, dtype=torch.int64, device=learner.device)
         place[lead] = torch.arange(n, device=learner.device)
-        seen_BS = place[torch.from_numpy(examples.seen_BS).to(learner.device)]
-        allowed &= ~torch.zeros(len(target), n + 1, dtype=torch.bool).scatter(1, seen_BS, True)[:, :n]
+        seen_BP = place[torch.from_numpy(examples.seen_BP).to(learner.device)]
+        allowed &= ~torch.zeros(len(target), n + 1, dtype=torch.bool).scatter(1, seen_BP, True)[:, :n]
         allowed = torch.cat((torch.ones_like(allowed[:, :1]), allowed), dim=1)
         return all_BNT, torch.zeros(len(target), dtype=torch.int64), allowed, history.length_B

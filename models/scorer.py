@@ -132,6 +132,7 @@ class Scorer(nn.Module):
         self,
         x_BLD: Tensor,
         popularity_BLK: Tensor,
+        past_BD: Tensor,
         inputs: HistoryTensors,
         scales: Tensor,
         *,
@@ -141,11 +142,12 @@ class Scorer(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Published vectors of users, (B, D + E), from the vectors and popularity features of their histories'
-        items. `items_BLV`: the published vectors of these, which only ratings need."""
+        items, and the decayed mean of the vectors of all that they chose. `items_BLV`: the published vectors of the
+        histories' items, which only ratings need."""
         features = self._profile(profiles) if profiles else None
         read = self.spec.history
         recent = inputs.newest(read)
-        u_BD = self.tower(x_BLD[:, :read], recent, features, dropout=dropout, generator=generator)
+        u_BD = self.tower(x_BLD[:, :read], past_BD, recent, features, dropout=dropout, generator=generator)
         mask_BL1 = recent.mask_BL.unsqueeze(-1)
         mean_BK = (popularity_BLK[:, :read] * mask_BL1).sum(1) / mask_BL1.sum(1).clamp(min=1)
         length = functional.one_hot(inputs.length_B, LENGTHS).to(mean_BK)

@@ -135,6 +135,8 @@ class Snapshot:
             self.vectors_NV[rows] = self.item_matrix(
                 self.contents_ND[rows] + self.residual[rows], self.bias[rows], self.features_NK[rows]
             )  # fmt: skip
+        self._read_ND = torch.from_numpy(self.vectors_NV[:, : self.d] + self.context)
+        """What items are in a history."""
 
     @property
     def finite(self) -> bool:
@@ -160,6 +162,7 @@ class Snapshot:
         features_BLK: Vectors | None = None,
         items_BLV: Vectors | None = None,
         profiles: FeatureTable | None = None,
+        past_BD: torch.Tensor | None = None,
     ) -> Vectors:
         """Published vectors (B, V) of users with these histories; the rest is as in this snapshot unless it is
         given."""
@@ -167,10 +170,8 @@ class Snapshot:
         rows = inputs.item_BL.numpy()
         if vectors_BLD is None:
             vectors_BLD = (
-                self.vectors_NV[rows, : self.d] + self.context[rows]
-                if self.n_items
-                else np.zeros((*rows.shape, self.d), np.float32)
-            )
+                self._read_ND.numpy()[rows] if self.n_items else np.zeros((*rows.shape, self.d), np.float32)
+            )  # fmt: skip
         if features_BLK is None:
             features_BLK = (
                 self.features_NK[rows]
@@ -179,17 +180,19 @@ class Snapshot:
             )
         if items_BLV is None and self.scorer.regression is not None:
             items_BLV = self.vectors_NV[rows] if self.n_items else np.zeros((*rows.shape, self.dim), np.float32)
+        if past_BD is None:
+            past_BD = histories.past().mean(self._read_ND)
         table = self.user_features if profiles is None else profiles
         published = self.scorer.users(
-            torch.from_numpy(vectors_BLD), torch.from_numpy(features_BLK), inputs, self.scales,
+            torch.from_numpy(vectors_BLD), torch.from_numpy(features_BLK), past_BD, inputs, self.scales,
             profiles=catalogue.gather(table, users, "cpu") if self.spec.user_features else None,
             items_BLV=None if items_BLV is None else torch.from_numpy(items_BLV),
         )  # fmt: skip
         return np.asarray(published.numpy())
 
-    def histories(self, users: Ints) -> Histories:
-        """The histories of these user rows, -1 for nobody."""
-        return Histories.from_log(self.log, self.log.tails(users), self.spec.events_read)
+    def histories(self, users: Ints, until_B: NDArray[np.float64] | None = None) -> Histories:
+        """The histories of these user rows, -1 for nobody, up to now or to some times."""
+        return Histories.from_log(self.log, self.log.tails(users), self.spec.events_read, until_B=until_B)
 
     def user_vectors(self, ids: Sequence[str]) -> Vectors:
         """Published vectors (B, V) of users; of anyone unknown, `default_user`."""

@@ -30,6 +30,7 @@ USER_PARTS = {
     "anyone": "as for anyone unknown",
     "mean": "the user's mean value beyond anyone's",
     "features": "the user's features",
+    "earlier": "all they did before",
     "rest": "all else",
 }
 

@@ -105,16 +105,26 @@ def test_a_part_of_the_history_is_what_the_user_vector_loses_without_it(head: st
     assert len(events) == overlay.snapshot.spec.history
     assert [one["time"] for one in events] == sorted((one["time"] for one in events), reverse=True)
     item = overlay.item_vectors(["7"])
-    for event in events:
-        # a forgotten item is masked wherever it stands in a history
-        if [one["item_id"] for one in events].count(event["item_id"]) > 1:
-            continue
+    past = overlay.history("3")[0].past_BP[0].tolist()
+    alone = [event for event in events if past.count(overlay.item_index(event["item_id"])) == 1]
+    assert len(alone) > 1
+    for event in alone:  # a forgotten item is masked wherever it stands in a history
         without = served(head=head)
         without.observe(later())
         without.forget_item(event["item_id"])
         lost = found["score"] - float(overlay.snapshot.scores(without.user_vectors(["3"]), item)[0, 0])
         assert event["score"] == pytest.approx(lost, abs=CLOSE)
     assert any(abs(event["score"]) > 1e-3 for event in events)
+    assert abs(found["user"]["earlier"]) > 1e-3
+
+
+def test_who_did_no_more_than_is_read_did_nothing_earlier() -> None:
+    overlay = served()
+    events = later(overlay.snapshot.spec.history)
+    overlay.observe(EventBatch(["new"] * len(events), events.items, events.actions, events.values, events.times))
+    found = why(overlay, "new", "7")["user"]
+    assert len(found["history"]) == len(events)
+    assert found["earlier"] == pytest.approx(0.0, abs=CLOSE)
 
 
 def test_features_and_what_anyone_would_get() -> None:

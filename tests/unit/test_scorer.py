@@ -179,7 +179,9 @@ def test_user_without_history_or_content_still_gets_a_finite_vector() -> None:
     spec = ModelSpec(dim=4, history=3, modalities={"text": 2})
     scorer = Scorer(spec)
     inputs = Histories.empty(2, 3).tensors(ValueScale())
-    users = scorer.users(torch.zeros(2, 3, 4), torch.zeros(2, 3, len(HALF_LIVES) + 4), inputs, neutral_scales())
+    users = scorer.users(
+        torch.zeros(2, 3, 4), torch.zeros(2, 3, len(HALF_LIVES) + 4), torch.zeros(2, 4), inputs, neutral_scales()
+    )
     assert users.shape == (2, 4 + scorer.extras)
     assert bool(users.isfinite().all())
     assert not scorer.content({"text": (torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))}).any()

@@ -1,0 +1,61 @@
+# ruff: noqa: N815 (shape suffixes)
+"""The decayed mean of all that users chose: what the last few events of a history do not show.
+
+Shape suffixes: B users or examples, E events of all of them, P places of the past (newest first), R rows, D vector
+size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+Ints = NDArray[np.int64]
+
+PAST = 256
+"""How far back it is known what a user did: what came before says next to nothing that this does not."""
+HALF_LIFE = 128.0
+"""After so many later events of the same user one counts half."""
+_DECAY_P = 0.5 ** (np.arange(PAST) / HALF_LIFE)
+
+
+@dataclass(frozen=True)
+class Past:
+    """Whose vectors are averaged for each of some users, and with what weights."""
+
+    row_E: Ints
+    """Item rows, one user's after another's."""
+    start_B: Ints
+    """Where each user's begin."""
+    weight_E: NDArray[np.float32]
+    """Weights, which add up to 1 for a user."""
+
+    @classmethod
+    def of(cls, item_BP: Ints, weight_BP: NDArray[np.float32]) -> Past:
+        """Of the last events of users: item rows, -1 for none, and the weights of what was done (NaN for none); what
+        weighs nothing or less was not chosen and is left out."""
+        kept_BP = (item_BP >= 0) & (np.nan_to_num(weight_BP) > 0)
+        decayed_BP = np.where(kept_BP, weight_BP * _DECAY_P[: item_BP.shape[1]], 0.0)
+        decayed_BP /= np.maximum(decayed_BP.sum(1, keepdims=True), 1e-9)
+        counts_B = kept_BP.sum(1)
+        return cls(item_BP[kept_BP], np.cumsum(counts_B) - counts_B, decayed_BP[kept_BP].astype(np.float32))
+
+    def mean(self, vectors_RD: Tensor) -> Tensor:
+        """The users' means (B, D) of the vectors of all item rows; zeros for who chose nothing."""
+        return self._mean(torch.from_numpy(self.row_E), vectors_RD)
+
+    def mean_of(self, vectors_ED: Tensor) -> Tensor:
+        """The same of vectors that are those of `row_E` already."""
+        return self._mean(torch.arange(len(self.row_E)), vectors_ED)
+
+    def _mean(self, index_E: Tensor, vectors_RD: Tensor) -> Tensor:
+        device = vectors_RD.device
+        start_B, weight_E = torch.from_numpy(self.start_B).to(device), torch.from_numpy(self.weight_E).to(device)
+        return functional.embedding_bag(
+            index_E.to(device), vectors_RD, start_B, mode="sum", per_sample_weights=weight_E
+        )  # fmt: skip

@@ -1,0 +1,59 @@
+"""What the decayed mean of the past is: of what was chosen, weighed by what was done and by how many came later."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.event_log import EventLog
+from models.histories import Histories
+from models.past import HALF_LIFE, PAST, Past
+
+VECTORS = torch.arange(12.0).reshape(6, 2) ** 1.5
+
+
+def test_one_event_is_the_mean_and_nothing_is_zero() -> None:
+    past = Past.of(np.array([[4, -1], [-1, -1]]), np.array([[2.0, np.nan], [np.nan, np.nan]], np.float32))
+    torch.testing.assert_close(past.mean(VECTORS), torch.stack((VECTORS[4], torch.zeros(2))))
+
+
+def test_later_events_and_weightier_actions_count_for_more() -> None:
+    items = np.full((1, int(HALF_LIFE) + 1), -1)
+    items[0, 0], items[0, -1] = 1, 2
+    weights = np.where(items >= 0, 1.0, np.nan).astype(np.float32)
+    torch.testing.assert_close(Past.of(items, weights).mean(VECTORS)[0], (2 * VECTORS[1] + VECTORS[2]) / 3)
+    weights[0, -1] = 4.0
+    torch.testing.assert_close(Past.of(items, weights).mean(VECTORS)[0], (2 * VECTORS[1] + 4 * VECTORS[2]) / 6)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, np.nan])
+def test_what_was_not_chosen_is_left_out(weight: float) -> None:
+    past = Past.of(np.array([[1, 3]]), np.array([[1.0, weight]], np.float32))
+    torch.testing.assert_close(past.mean(VECTORS)[0], VECTORS[1])
+
+
+def test_gathered_vectors_give_the_same() -> None:
+    rng = np.random.default_rng(0)
+    items = rng.integers(-1, 6, (5, PAST))
+    past = Past.of(items, rng.choice([-1.0, 0.5, 1.0], (5, PAST)).astype(np.float32))
+    mean = past.mean(VECTORS)
+    torch.testing.assert_close(mean, past.mean_of(VECTORS[torch.from_numpy(past.row_E)]))
+    assert not torch.allclose(mean[0], mean[1])
+
+
+def test_the_past_begins_with_the_history_and_ends_before_the_event() -> None:
+    log = EventLog()
+    log.add_user()
+    item = np.arange(30)
+    log.append(
+        user=np.zeros(30, np.int64), item=item, action=np.zeros(30, np.int64), weight=np.ones(30, np.float32),
+        value=np.full(30, np.nan, np.float32), time=np.array([*range(28), 5.0, 29.0]),
+    )  # fmt: skip
+    view = log.view()
+    whole = Histories.from_log(view, np.array([29]), 20)
+    assert (whole.past_BP[0, :20] == whole.item_BL[0]).all()
+    assert whole.past_BP[0, 20:31].tolist() == [*range(9, -1, -1), -1]
+    # the last event but one came late: at time 5 only what was before is past
+    early = Histories.from_log(view, np.array([29]), 20, until_B=np.array([5.0]))
+    assert sorted(early.past().row_E.tolist()) == [0, 1, 2, 3, 4]
