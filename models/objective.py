@@ -147,7 +147,7 @@ class Objective:
     def _past(self, examples: Examples) -> Tensor:
         """The decayed means (B, D) of what the examples' users had chosen by then, of vectors with nothing dropped.
 
-        Contents are the table's: in calibration, whose other contents are those of the averages, that measures the same.
+        Contents are the table's, in calibration too, where all others are of the averages: that measures the same.
         """
         learner = self.learner
         admitted_N1 = torch.from_numpy(learner.popularity.first >= 0).to(learner.device).unsqueeze(1)
