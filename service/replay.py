@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -66,7 +66,7 @@ def replay(config: Config, files: Sequence[Path], *, judge: bool = False, json_o
             started = time.perf_counter()
             lines = _learn(phases, engine, console)
             seconds = time.perf_counter() - started
-    summary = summarise(lines, skip=1 if judge else 0) | {"seconds": seconds}
+    summary = summarise(lines, skip=1 if judge else 0) | {"seconds": seconds, "no_topic": dict(records.no_topic)}
     _print(console, summary)
     if json_out is not None:
         json_out.write_text(json.dumps(summary, indent=2) + "\n")
@@ -85,6 +85,8 @@ class _Records:
         self._decoder: EventDecoder = event_decoder(config)
         self._done = done
         self.start = {(topic, 0): done.get((topic, 0), 0) for topic in event_topics(config)}
+        self.no_topic: Counter[str] = Counter()
+        """Events by kind that were passed over, for the configuration names no topic for them."""
 
     def __iter__(self) -> Iterator[tuple[TopicPartition, int, Arrival | None]]:
         kafka = self._config.kafka
@@ -96,6 +98,11 @@ class _Records:
         for event in events:
             topic = topics[event.kind]
             if not topic:
+                if not self.no_topic[event.kind]:
+                    log.warning(
+                        f"passing over {event.kind}: set [kafka] {event.kind}_topic to read them", key=event.key
+                    )
+                self.no_topic[event.kind] += 1
                 continue
             offset, numbers[topic] = numbers[topic], numbers[topic] + 1
             now = max(now, event.time or now)
@@ -230,6 +237,8 @@ def _print(console: Console, summary: dict[str, Any]) -> None:
         table.add_row(f"phases {decision}", str(count))
     if summary["rejected"]:
         table.add_row("records that cannot be used (see the log)", str(summary["rejected"]))
+    for kind, count in summary["no_topic"].items():
+        table.add_row(f"{kind} passed over, for there is no [kafka] {kind}_topic", str(count))
     if summary["learn_events_per_s"]:
         table.add_row("events learned per second (learn and judge)", f"{summary['learn_events_per_s']:.0f}")
     console.print(table)
