@@ -22,7 +22,8 @@ from models.features import FeatureTable
 from models.growing import GrowingArray
 from models.histories import Histories
 from models.memory import EventBatch
-from models.popularity import FEATURES, Popularity
+from models.patches import ItemPatches
+from models.popularity import Popularity
 from models.serving import Snapshot
 from models.vocabulary import Vocabulary
 
@@ -48,14 +49,7 @@ class Overlay:
         self._attributes: dict[int, dict[str, Any]] = {}
         self._announced: dict[int, float] = {}
         self._popularity: Popularity | None = None
-        # patched item rows: where each is in the tables below, -1 where it is as in the snapshot
-        self._slot = GrowingArray(np.int64)
-        self._slot.grow(snapshot.n_items, -1)
-        self._personal = GrowingArray(np.float32, (snapshot.d,))
-        self._bias = GrowingArray(np.float32)
-        self._features = GrowingArray(np.float32, (FEATURES,))
-        self._published = GrowingArray(np.float32, (snapshot.dim,))
-        self._patched_rows = GrowingArray(np.int64)
+        self._patches = ItemPatches(snapshot)
         self._stale_contents: dict[int, None] = {}
         self._touched_items: list[str] = []
         self._touched_users: list[str] = []
@@ -126,7 +120,7 @@ class Overlay:
         rows = np.array([self._find_item(one) for one in ids], np.int64)
         if (rows < 0).any():
             raise KeyError(f"Item {ids[int(np.argmin(rows))]!r} is unknown or deleted; announce it first.")
-        return self._gather(rows, self.snapshot.vectors_NV, self._published)
+        return self._patches.published(rows)
 
     def user_vectors(self, ids: Sequence[str]) -> Vectors:
         """Published vectors (B, V); of anyone unknown, the default user's."""
@@ -159,8 +153,8 @@ class Overlay:
         snapshot = self.snapshot
         out = np.empty((len(users_BV), self._size), np.float32)
         out[:, : snapshot.n_items] = snapshot.scores(users_BV, snapshot.vectors_NV)
-        if len(self._patched_rows):
-            out[:, self._patched_rows.rows] = snapshot.scores(users_BV, self._published.rows)
+        if len(self._patches.rows):
+            out[:, self._patches.rows] = snapshot.scores(users_BV, self._patches.patched_vectors)
         if self._gone_items:
             out[:, list(self._gone_items)] = -np.inf
         return out
@@ -195,12 +189,12 @@ class Overlay:
     def published_vectors(self) -> Vectors:
         """Published vectors (N, V) of all item rows, as of now; a copy."""
         self._flush()
-        return self._gather(np.arange(self._size), self.snapshot.vectors_NV, self._published)
+        return self._patches.published(np.arange(self._size))
 
     def personal_vectors(self) -> Vectors:
         """Personal parts (N, D) of all item rows."""
         self._flush()
-        return self._gather(np.arange(self._size), self.snapshot.vectors_NV[:, : self.snapshot.d], self._personal)
+        return self._patches.personal(np.arange(self._size))
 
     def content_of(self, row: int) -> tuple[dict[str, Vectors], Vectors]:
         """What an item's personal part is made of: its features by modality, and its own residual (D,)."""
@@ -267,7 +261,7 @@ class Overlay:
         if row < 0:
             row = self._new_items[item_id] = self._size
             self._item_ids.append(item_id)
-            self._slot.extend([-1])
+            self._patches.add_row()
         return row
 
     def _find_users(self, ids: Sequence[str]) -> tuple[Ints, Ints]:
@@ -344,11 +338,7 @@ class Overlay:
     def _encode(self, rows: Ints) -> None:
         """New contents of these rows."""
         snapshot = self.snapshot
-        content = catalogue.encode(snapshot.scorer, self._contents, rows, "cpu").numpy()
-        known = rows < snapshot.n_items
-        content[known] += snapshot.residual[rows[known]]
-        slots = self._slots(rows)  # may grow the tables
-        self._personal.rows[slots] = content
+        self._patches.set_content(rows, catalogue.encode(snapshot.scorer, self._contents, rows, "cpu").numpy())
         announced = np.array([self._announced[row] for row in rows.tolist()])
         self._refresh(rows, np.maximum(announced, -np.inf if snapshot.event_time is None else snapshot.event_time))
 
@@ -357,41 +347,8 @@ class Overlay:
         (R,)."""
         if len(rows) == 0:
             return
-        slots = self._slots(rows)
         age_s = now - np.array([self._when_announced(row) for row in rows.tolist()])
-        self._features.rows[slots] = self._own_popularity().features(rows, age_s, as_of_touch=True)
-        self._published.rows[slots] = self.snapshot.item_matrix(
-            self._personal.rows[slots], self._bias.rows[slots], self._features.rows[slots]
-        )
-
-    def _slots(self, rows: Ints) -> Ints:
-        """Places of these rows in the tables of patches, made where there are none, with what the snapshot has."""
-        new = np.unique(rows[self._slot.rows[rows] < 0])
-        if len(new):
-            snapshot = self.snapshot
-            self._slot.rows[new] = len(self._patched_rows) + np.arange(len(new))
-            self._patched_rows.extend(new)
-            known = new < snapshot.n_items
-            for table, source in (
-                (self._personal, snapshot.vectors_NV[:, : snapshot.d]),
-                (self._bias, snapshot.bias),
-                (self._features, snapshot.features_NK),
-                (self._published, snapshot.vectors_NV),
-            ):
-                fill = np.zeros((len(new), *source.shape[1:]), np.float32)
-                fill[known] = source[new[known]]
-                table.extend(fill)
-        return np.asarray(self._slot.rows[rows])
-
-    def _gather(self, rows: Ints, base: Vectors, patches: GrowingArray) -> Vectors:
-        """Rows (…) of a table of the snapshot with its patches, (…, its row)."""
-        slot = self._slot.rows[rows]
-        known = rows < len(base)
-        out = base[np.where(known, rows, 0)] if len(base) else np.zeros((*rows.shape, *base.shape[1:]), np.float32)
-        out[~known] = 0.0  # new, and not computed yet
-        patched = slot >= 0
-        out[patched] = patches.rows[slot[patched]]
-        return out
+        self._patches.set_features(rows, self._own_popularity().features(rows, age_s, as_of_touch=True))
 
     def _user_matrix(
         self, tails: Ints, local: Ints, base: Ints, *, until_B: NDArray[np.float64] | None = None
@@ -411,22 +368,12 @@ class Overlay:
         past = histories.past()
         return snapshot.user_matrix(
             histories, local,
-            vectors_BLD=self._read(rows),
-            past_BD=past.mean_of(torch.from_numpy(self._read(past.row_E))),
-            features_BLK=self._gather(rows, snapshot.features_NK, self._features),
-            items_BLV=(
-                None if snapshot.scorer.regression is None else self._gather(rows, snapshot.vectors_NV, self._published)
-            ),
+            vectors_BLD=self._patches.read(rows),
+            past_BD=past.mean_of(torch.from_numpy(self._patches.read(past.row_E))),
+            features_BLK=self._patches.features(rows),
+            items_BLV=None if snapshot.scorer.regression is None else self._patches.published(rows),
             profiles=self._profiles,
         )  # fmt: skip
-
-    def _read(self, rows: Ints) -> Vectors:
-        """What items are in a history, (…, D)."""
-        snapshot = self.snapshot
-        vectors = self._gather(rows, snapshot.vectors_NV[:, : snapshot.d], self._personal)
-        known = rows < snapshot.n_items
-        vectors[known] += snapshot.context[rows[known]]
-        return vectors
 
     def _histories(self, tails: Ints, base: Ints, until_B: NDArray[np.float64] | None = None) -> Histories:
         """Histories of what came since, then of what the snapshot knows, of earlier times than `until_B`."""
