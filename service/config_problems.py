@@ -69,7 +69,20 @@ def _sentences(model: type[BaseModel], detail: ErrorDetails) -> list[str]:
     place = f" in [{'.'.join(tables)}]" if tables else ""
     if detail["type"] in UNKNOWN:
         return [f'unknown key "{key}"{place}{_nearest(model, tables[0] if tables else "", key)}.']
-    return [f'"{key}"{place} must be {_expected(detail)}, not {_shown(detail["input"])}.']
+    given = "" if _is_hidden(model, tables, key) else f", not {_shown(detail['input'])}"
+    return [f'"{key}"{place} must be {_expected(detail)}{given}.']
+
+
+def _is_hidden(model: type[BaseModel], tables: list[str], key: str) -> bool:
+    """Whether a value may hold a password and is never shown."""
+    kind: Any = model
+    for table in tables:
+        kind = kind.model_fields[table].annotation if _is_model(kind) and table in kind.model_fields else None
+    return _is_model(kind) and key in kind.model_fields and not kind.model_fields[key].repr
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _nearest(model: type[BaseModel], table: str, key: str) -> str:

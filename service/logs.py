@@ -56,7 +56,10 @@ def configure_logs(config: LogConfig, *, stream: TextIO | None = None) -> None:
         library.propagate = True
         library.setLevel(logging.DEBUG if config.level == "debug" else logging.WARNING)
     for name in REPETITIVE:
-        logging.getLogger(name).setLevel(logging.DEBUG if config.level == "debug" else logging.CRITICAL)
+        logging.getLogger(name).setLevel(logging.INFO if config.level == "debug" else logging.CRITICAL)
+    if config.level == "debug":
+        # At its own debug level it writes its settings and every request's bytes, passwords and all.
+        logging.getLogger("kafka").setLevel(logging.INFO)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -89,6 +89,7 @@ def connect(url: str, *, username: str | None = None, password: Password = None,
     nodes, service, options = _parse(url)
     options |= {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     options |= {"protocol": 2}  # Redis 6.2 and all that speak like it; nothing here needs RESP3
+    options |= {"driver_info": None}  # its CLIENT SETINFO would be a denial in the ACL log at each connection
     _give_credentials(options, username, password)
     if topology == "cluster":
         _drop(options, "connection_class", "host", "port", "db")
@@ -101,7 +102,9 @@ def connect(url: str, *, username: str | None = None, password: Password = None,
         _drop(options, "connection_class", "host", "port")
         of_sentinel = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
         shared = {
-            name: value for name, value in options.items() if name.startswith(("socket_", "ssl", "protocol", "retry"))
+            name: value
+            for name, value in options.items()
+            if name.startswith(("socket_", "ssl", "protocol", "retry", "driver_"))
         }
         sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
             nodes, sentinel_kwargs={**shared, **of_sentinel, "ssl": security == "rediss"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import select
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from streams.kafka_producer import EventProducer
 from streams.kafka_source import KafkaSource
 from streams.source_types import SourceDenied, SourceUnavailable
 from tests.servers import ApacheKafka, kafka_kinds
+from tests.tls import kafka_settings, make_certificate
 
 pytestmark = [
     pytest.mark.servers,
@@ -29,36 +29,14 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate for 127.0.0.1 and its key, in one PEM file."""
-    directory = tmp_path_factory.mktemp("certificate")
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem"
-    subject = ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-    subprocess.run([*command.split(), *subject], cwd=directory, check=True, capture_output=True)
-    both = directory / "both.pem"
-    both.write_text((directory / "key.pem").read_text() + (directory / "cert.pem").read_text())
-    return directory
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> Iterator[str]:
     """The address of a broker that wants TLS and a password."""
     port = free_port(consecutive=2)
-    address = f"SASL_SSL://127.0.0.1:{port}"
-    module = "org.apache.kafka.common.security.plain.PlainLoginModule required"
-    users = 'username="admin" password="secret" user_admin="secret" user_reader="let-me-in"'
-    settings = {
-        "listeners": f"{address},CONTROLLER://127.0.0.1:{port + 1}",
-        "advertised.listeners": address,
-        "security.inter.broker.protocol": "SASL_SSL",
-        "sasl.enabled.mechanisms": "PLAIN",
-        "sasl.mechanism.inter.broker.protocol": "PLAIN",
-        # Whoever is refused is told and cut off in one go, which clients must not take for a mere loss.
-        "connection.failed.authentication.delay.ms": "0",
-        "listener.name.sasl_ssl.plain.sasl.jaas.config": f"{module} {users};",
-        "ssl.keystore.type": "PEM",
-        "ssl.keystore.location": str(certificate / "both.pem"),
-        "ssl.truststore.type": "PEM",
-        "ssl.truststore.location": str(certificate / "cert.pem"),
-    }
+    settings = kafka_settings(port, certificate, {"admin": "secret", "reader": "let-me-in"})
     directory = tmp_path_factory.mktemp("secured")
     with ApacheKafka(directory=directory, port=port, settings=settings) as broker:
         yield broker.address

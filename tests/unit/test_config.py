@@ -207,3 +207,13 @@ def test_what_is_learned_beside_is_checked(tmp_path: Path, text: str, sentence: 
     with pytest.raises(ConfigError) as refused:
         load_config(write(tmp_path, text))
     assert sentence in refused.value.problems
+
+
+@pytest.mark.parametrize("url", ['["redis://me:pa55word@host"]', '"http://me:pa55word@host"', "{a = 'pa55word'}"])
+def test_a_password_in_a_wrong_url_is_not_shown(tmp_path: Path, url: str) -> None:
+    path = tmp_path / "headwater.toml"
+    path.write_text(f"[redis]\nurl = {url}\n")
+    with pytest.raises(ConfigError, match='"url" in \\[redis\\] must') as refused:
+        load_config(path)
+    assert "pa55word" not in str(refused.value)
+    assert "pa55word" not in repr(load_config(None, {"redis": {"url": "redis://me:pa55word@host"}}))
