@@ -85,6 +85,9 @@ class TrainSpec:
     """Objectives that the same vectors learn beside the one in `[model]`, each with its weight; none is served."""
     replay_ratio: float = 2.0
     """Stored examples learned again for each new one."""
+    replay_patience: float = 4.0
+    """Phases that may wait in Kafka before less is replayed: twice as many halve the ratio until learning has caught
+    up; 0: the ratio never falls. What waits before learning has caught up for the first time is not hurried."""
     replay_half_life: float = 50_000
     """Age, in events, at which a stored example is half as likely to be replayed."""
     full_softmax_items: int = 5_000

@@ -6,6 +6,7 @@ goes through `Live`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from models.serving import Snapshot
 from models.soundness import finite
 from service.arrivals import Arrival, ClosedPhase, Offsets
+from service.catching_up import CAUGHT_UP, hurry
 from service.checkpoints import Checkpoint, CheckpointStore
 from service.collecting import Collected, apply_content, collect, remember
 from service.config import Config
@@ -84,6 +86,8 @@ class Engine:
         self.on_over_limit: Callable[[Sequence[Arrival]], None] = _say_over_limit
         """Told what a phase leaves out for bringing too many ids, before the phase is in a checkpoint."""
         self.limits = IdLimits(config.events)
+        self.waiting: Callable[[Offsets], int | None] = _unknown
+        """Says how many interactions lie behind these offsets; None where nobody knows."""
         self.unpublished = False
         """The champion is not in Redis yet: it was away."""
         self.cluster_id: str | None = None
@@ -210,6 +214,17 @@ class Engine:
 
     def intend(self, phase: ClosedPhase) -> Intent:
         """Decides all that is not in the records, and writes it ahead."""
+        waiting, events = self.waiting(phase.end), len(phase.interactions)
+        if waiting is not None:
+            self.metrics.waiting_events.set(waiting)
+        train, last = self.config.train, self.phase_log.last
+        pace = hurry(
+            train.replay_ratio,
+            patience=train.replay_patience or math.inf,
+            waiting=waiting,
+            events=events,
+            caught_up=last is not None and bool(last.metrics.get(CAUGHT_UP)),
+        )
         intent = Intent(
             parent=self.parent,
             phase=self.phase,
@@ -219,8 +234,9 @@ class Engine:
             now=phase.closed_at,
             opened_at=phase.opened_at,
             watermark=phase.watermark,
-            replay_ratio=self.config.train.replay_ratio,
-            threads=training_threads(self.config.train),
+            replay_ratio=pace.replay_ratio,
+            caught_up=pace.caught_up,
+            threads=training_threads(train),
             gate=HOLD if self.held else "auto",
         )
         self.intents.write(intent)
@@ -303,7 +319,12 @@ class Engine:
             watermark=intent.watermark if intent.watermark is not None else self.watermark,
             opened_at=intent.opened_at,
             closed_at=intent.now,
-            metrics={**measured, **attempt.metrics, **({} if verdict is None else verdict.metrics)},
+            metrics={
+                **measured,
+                **attempt.metrics,
+                CAUGHT_UP: float(intent.caught_up),
+                **({} if verdict is None else verdict.metrics),
+            },
             stages=dict(stages),
         )
         self._save(line, phase.maxima, refused=decision in ("refused", "empty"))
@@ -449,6 +470,10 @@ class Engine:
         self.tombstones.complete(self.store.versions())
         time_phase(self.metrics, stages)
         return self.phase_log.end(stages)
+
+
+def _unknown(_: Offsets) -> int | None:
+    return None
 
 
 def _nobody(_learned: Offsets) -> None:

@@ -105,6 +105,8 @@ class Intake:
         self._paused: set[TopicPartition] = set()
         self._commits: Queue[Offsets] = Queue()
         self._refreshed = float("-inf")
+        self._ends: Mapping[TopicPartition, int] | None = None
+        """Where the partitions that are read ended at the last look; replaced, never changed."""
         self._stopping = threading.Event()
         self.finished = threading.Event()
         """With `stop_at`: everything up to it is in a closed phase."""
@@ -116,6 +118,14 @@ class Intake:
     def commit(self, learned: Offsets) -> None:
         """Learning: commit these offsets to the consumer group when convenient."""
         self._commits.put(learned)
+
+    def waiting(self, behind: Offsets) -> int | None:
+        """Any thread: how many interactions lie in Kafka behind these offsets, as of the last look; None before it."""
+        ends = self._ends
+        if ends is None:
+            return None
+        reached = behind.get(self._interactions, {})
+        return sum(max(0, end - reached.get(p, 0)) for (topic, p), end in ends.items() if topic == self._interactions)
 
     def run(self) -> None:
         """Polls until stopped. Raises DataTruncated, or whatever is beyond repair; a broker that is away is waited
@@ -341,10 +351,10 @@ class Intake:
                 if tp[0] == self._interactions:
                     self._merge.read([tp])
                 self._last_record[tp] = self._ticks()
-        for (topic, partition), end in self._source.end().items():
-            if (topic, partition) in self._positions:
-                lag = max(0, end - self._source.position((topic, partition)))
-                self._metrics.consumer_lag_records.labels(topic, str(partition)).set(lag)
+        self._ends = {tp: end for tp, end in self._source.end().items() if tp in self._positions}
+        for (topic, partition), end in self._ends.items():
+            lag = max(0, end - self._source.position((topic, partition)))
+            self._metrics.consumer_lag_records.labels(topic, str(partition)).set(lag)
 
     def _pass_over(self, lost: DataLost) -> None:
         if lost.wanted > lost.end:

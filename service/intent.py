@@ -33,6 +33,8 @@ class Intent(Sealed, frozen=True, kw_only=True):
     opened_at: float
     watermark: float | None
     replay_ratio: float
+    caught_up: bool = False
+    """See `service.catching_up`."""
     threads: int
     gate: str
     """`auto`, or `hold` where candidates that pass are kept back."""

@@ -69,6 +69,7 @@ class Learning:
         self._letters = letters
         self._interrupted = interrupted
         self._engine.on_learned = self._learned
+        self._engine.waiting = intake.waiting
         self._engine.on_over_limit = self._write_letters
 
     def idle_after(self, finished: threading.Event) -> bool:

@@ -46,6 +46,7 @@ class Metrics:
         self.lost = self._counter("lost_total", "Offsets that Kafka deleted before they were read.")
         self.skipped = self._counter("skipped_total", "Offsets without a record: transaction markers, compaction.")
         self.dead_letters = self._counter("dead_letters_total", "Records written to the dead letter topic.")
+        self.waiting_events = self._gauge("waiting_events", "Interactions in Kafka behind the phase being learned.")
         self.consumer_lag_records = self._gauge(
             "consumer_lag_records",
             "Records between the last one read and the partition's end.",

@@ -72,7 +72,7 @@ def place_on(feed: Feed, directory: Path, *, broker: str, redis_url: str) -> Pla
         kafka={**kafka, "dead_letter_topic": "", "partition_idle_s": 600.0},
         phase={"max_events": MAX_EVENTS, "max_wait_s": 3600.0},
         model={"history": 5},
-        train={"batch": 64, "learning_rate": 0.03, "replay_ratio": 0.5},
+        train={"batch": 64, "learning_rate": 0.03, "replay_ratio": 0.5, "replay_patience": 0.0},
         # a shadow's weights and figures have to come back just the same
         shadow={"train": {"learning_rate": 0.01, "replay_ratio": 1.0}, "model": {"fusion": "sum"}},
         evaluate={"k": 10, "max_per_phase": 60},

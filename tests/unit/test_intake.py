@@ -121,6 +121,18 @@ def test_a_full_buffer_pauses_reading_until_learning_has_room() -> None:
     assert [len(phase.interactions) for phase in reading.phases] == [10] * 30
 
 
+def test_it_is_known_how_much_waits_in_kafka_behind_a_phase() -> None:
+    world = World()
+    for number in range(300):
+        world.click(number % PARTITIONS, time=number)
+    reading = Reading(world, max_events=10)
+    assert reading.intake.waiting({}) is None, "nobody has looked yet"
+    reading.run()
+    assert reading.intake.waiting({}) == 300
+    waiting = [reading.intake.waiting(phase.end) for phase in reading.phases]
+    assert waiting == list(range(290, -1, -10))
+
+
 def test_partitions_that_are_added_are_read_from_their_beginning() -> None:
     world = World()
     world.click(0, time=1.0)
