@@ -15,7 +15,7 @@ from streams.kafka_producer import EventProducer
 from streams.simulator import Simulator, World
 from streams.simulator_messages import Message, messages
 
-EVENTS, PARTITIONS = 1_800, 4
+EVENTS, PARTITIONS = 720, 4
 GARBAGE = b"{not an event"
 TOMBSTONE = b""
 """Stands for a null value: a deletion."""

@@ -29,8 +29,8 @@ from tests.chaos.feed import Feed
 from tests.chaos.remains import LEARNED
 from tests.daemon_process import Place
 
-MAX_EVENTS = 300
-SPOILED = 1_000
+MAX_EVENTS = 100
+SPOILED = 450
 """The candidate that learns the event at this place of the log comes out spoiled, and is refused."""
 PATIENCE_S = 60.0
 """Longest life of one daemon; only one that hangs lives so long."""
@@ -75,8 +75,8 @@ def place_on(feed: Feed, directory: Path, *, broker: str, redis_url: str) -> Pla
         train={"batch": 64, "learning_rate": 0.03, "replay_ratio": 0.5, "replay_patience": 0.0},
         # a shadow's weights and figures have to come back just the same
         shadow={"train": {"learning_rate": 0.01, "replay_ratio": 1.0}, "model": {"fusion": "sum"}},
-        evaluate={"k": 10, "max_per_phase": 60},
-        promotion={"tolerance": 0.0, "confidence": 0.6, "min_events": 50},
+        evaluate={"k": 10, "max_per_phase": 20},
+        promotion={"tolerance": 0.0, "confidence": 0.6, "min_events": 20},
         publish={"buckets": 4, "keep_versions": 2},
         log={"level": "info"},
     )
