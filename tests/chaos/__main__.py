@@ -62,7 +62,7 @@ def main() -> int:
         stack.callback(servers.close)
 
         def progress(tally: Tally) -> None:
-            if tally.total % 50 == 0:
+            if tally.total % 25 == 0:
                 minutes = (time.monotonic() - started) / 60
                 print(f"{tally.total:5} kills in {tally.chains} chains, {minutes:.1f} min", flush=True)
 

@@ -7,7 +7,7 @@ missing fsync leaves nothing that a killed process could show: tests/chaos/test_
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -172,7 +172,10 @@ def _history_of_today() -> None:
         start_B[len(fresh_B) :] = log.tails(examples.user_B[len(fresh_B) :])
         until_B = examples.time_B.copy()
         until_B[len(fresh_B) :] = np.inf
-        examples.histories = Histories.from_log(log, start_B, length, until_B=until_B)
+        today = Histories.from_log(log, start_B, length, until_B=until_B)
+        # whose target is in all of the past that is known is no example: that much is left as it was
+        then = examples.histories
+        examples.histories = replace(today, past_BP=then.past_BP, weight_BP=then.weight_BP)
         return examples
 
     Examples.build = classmethod(building)  # type: ignore[assignment, method-assign, arg-type]

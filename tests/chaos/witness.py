@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from models.examples import Examples
 from models.learner import Learner, LearnReport
+from models.past import PAST
 from service.collecting import Collected
 from service.engine import Engine
 from service.intent import Intent
@@ -31,7 +32,9 @@ class Trained(msgspec.Struct, frozen=True, array_like=True):
     """In the log of events."""
     new: bool
     history: list[int]
-    """Item rows that stood for its user, newest first; -1 for none."""
+    """Item rows of the user's last events as the tower read them, newest first."""
+    past: list[int]
+    """The same of all of the past that is known."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -41,6 +44,8 @@ class Seen(msgspec.Struct, frozen=True):
     new: list[int]
     """Log positions that the learner was given as new."""
     trained: list[Trained]
+    length: int
+    """Most places of a history."""
 
 
 def watch(path: Path) -> None:
@@ -57,18 +62,28 @@ def watch(path: Path) -> None:
             return learn(self, positions, replay_ratio=replay_ratio)
         now["trained"] = []
         report = learn(self, positions, replay_ratio=replay_ratio)
-        _note(path, Seen(now["phase"], np.asarray(positions).tolist(), now["trained"]))
+        _note(path, Seen(now["phase"], np.asarray(positions).tolist(), now["trained"], self.spec.history))
         return report
 
     def stepping(self: Learner, objective: Any, weight: float, examples: Examples, keep: float) -> float:
         if self is now["learner"]:
-            rows = zip(examples.position_B.tolist(), examples.histories.item_BL.tolist(), strict=True)
-            now["trained"] += [Trained(at, number < examples.fresh, row) for number, (at, row) in enumerate(rows)]
+            histories = examples.histories
+            rows = zip(
+                examples.position_B.tolist(),
+                map(_known, histories.item_BL),
+                map(_known, histories.past_BP),
+                strict=True,
+            )
+            now["trained"] += [Trained(at, n < examples.fresh, *both) for n, (at, *both) in enumerate(rows)]
         return backward(self, objective, weight, examples, keep)
 
     Engine.learn = engine_learning  # type: ignore[method-assign]
     Learner.learn = learning  # type: ignore[method-assign]
     Learner._backward = stepping  # type: ignore[method-assign]
+
+
+def _known(row: NDArray[np.int64]) -> list[int]:
+    return row[: np.flatnonzero(row >= 0)[-1] + 1].tolist() if (row >= 0).any() else []
 
 
 def _note(path: Path, seen: Seen) -> None:
@@ -98,9 +113,9 @@ def wrong_histories(
     for attempt in attempts:
         wrong = {True: 0, False: 0}
         for example in attempt.trained:
-            at, length = example.position, len(example.history)
-            before = [p for p in of_user[int(user[at])] if p < at and time[p] < time[at]][: -length - 1 : -1]
-            if example.history != [int(item[p]) for p in before] + [-1] * (length - len(before)):
+            at = example.position
+            before = [int(item[p]) for p in of_user[int(user[at])] if p < at and time[p] < time[at]][: -PAST - 1 : -1]
+            if example.past != before or example.history != before[: attempt.length]:
                 wrong[example.new] += 1
         for new, count in wrong.items():
             if count:
