@@ -30,7 +30,7 @@ from models.memory import Memory
 from models.objective import Objective
 from models.objectives import AUXILIARY, OBJECTIVES
 from models.popularity import FEATURES, Popularity
-from models.sampling import replay_positions
+from models.sampling import favour_rare, replay_positions
 from models.scorer import Scorer
 from models.soundness import check_learner
 from models.spec import ModelSpec, TrainSpec
@@ -45,6 +45,8 @@ CONTEXT_RATE = 10.0
 """How much larger the first steps of what an item says in a history are than those of the shared weights."""
 BIAS_RATE = 100.0
 """The same of its bias, which has the scores' own scale and not that of one of many coordinates."""
+OVERDRAWN = 4
+"""How many events are drawn for each that is replayed, where rare items are favoured."""
 BIAS_PRIOR = 3.0
 """Where a bias is a mean of errors, of how many errors of 0 too: the variance of one over that of items' means."""
 
@@ -129,10 +131,7 @@ class Learner:
                     self.objective.calibrate(log, block_positions)
                 for at in range(0, len(block_positions), fresh):
                     new = block_positions[at : at + fresh]
-                    old = replay_positions(
-                        len(log), round(len(new) * replay_ratio), self.train.replay_half_life, self.generator,
-                        exclude_from=int(block_positions[0]),
-                    )  # fmt: skip
+                    old = self._replayed(log, round(len(new) * replay_ratio), before=int(block_positions[0]))
                     stop = min(int(block_positions[min(at + fresh, len(block_positions)) - 1]) + 1, len(log))
                     parts = [(objective, weight, objective.examples(log, new, old)) for objective, weight in self.tasks]
                     if any(len(examples) for _, _, examples in parts):
@@ -144,6 +143,17 @@ class Learner:
         finite = all(map(math.isfinite, losses)) and self._finite()
         loss = float(np.mean(losses)) if losses else math.nan
         return LearnReport(len(losses), len(positions), replayed, loss, finite)
+
+    def _replayed(self, log: LogView, count: int, *, before: int) -> Ints:
+        """Stored events to learn again, their log positions."""
+        train = self.train
+        drawn = count if train.replay_rare == 0 else OVERDRAWN * count
+        old = replay_positions(len(log), drawn, train.replay_half_life, self.generator, exclude_from=before)
+        if train.replay_rare == 0:
+            return old
+        item = log.item[old]
+        happened = np.where(item >= 0, self.popularity.counts[item, -1], np.inf)
+        return favour_rare(old, happened, count, train.replay_rare, self.generator)
 
     def _step(self, parts: list[tuple[Objective, float, Examples]], number: int) -> float:
         """One step of all objectives with their weights; returns the weighted loss."""

@@ -45,3 +45,23 @@ def replay_positions(
     age: NDArray[np.float64] = u * stored if flat else -np.log1p(u * np.expm1(-rate * stored)) / rate
     # rounding at u → 1 may step one past the oldest
     return stored - 1 - np.minimum(np.floor(age).astype(np.int64), stored - 1)
+
+
+def favour_rare(
+    drawn: NDArray[np.int64],
+    happened: NDArray[np.floating],
+    count: int,
+    power: float,
+    generator: torch.Generator,
+) -> NDArray[np.int64]:
+    """Keep `count` of the positions `drawn`, the likelier the less `happened` to their items: ∝ happened^(−power).
+
+    Sampling, importance resampling (Rubin, "Using the SIR algorithm to simulate posterior distributions", 1988),
+    without replacement, from several times as many draws. `happened` is infinite where a position is not to be kept.
+    """
+    weight = torch.from_numpy(np.maximum(happened, 1.0) ** -power).to(generator.device)
+    count = min(count, int((weight > 0).sum()))
+    if count == 0:
+        return drawn[:0]
+    kept: NDArray[np.int64] = drawn[torch.multinomial(weight, count, generator=generator).cpu().numpy()]
+    return kept

@@ -90,6 +90,8 @@ class TrainSpec:
     up; 0: the ratio never falls. What waits before learning has caught up for the first time is not hurried."""
     replay_half_life: float = 50_000
     """Age, in events, at which a stored example is half as likely to be replayed."""
+    replay_rare: float = 0.0
+    """How far replay favours items that little happened to: 0 draws events as they are, 1 items almost alike."""
     full_softmax_items: int = 5_000
     """Largest announced catalogue that `ranking` normalises over in full; beyond it negatives are sampled."""
     content_rows: int = 1024

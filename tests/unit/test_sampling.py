@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.sampling import replay_positions, uniform_negatives
+from models.sampling import favour_rare, replay_positions, uniform_negatives
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -80,3 +80,24 @@ def test_nothing_stored_or_asked_for_draws_nothing(n: int, count: int, exclude_f
 def test_a_half_life_that_is_not_positive_is_refused(half_life: float) -> None:
     with pytest.raises(ValueError, match="half-life"):
         replay_positions(10, 1, half_life, generator())
+
+
+def test_rare_items_are_favoured_as_far_as_is_asked() -> None:
+    # of 40,000 draws a tenth are of a rare item, the others of one that nine times as much happened to
+    rare = np.arange(40_000) % 10 == 0
+    happened = np.where(rare, 100.0, 900.0)
+    shares = [
+        np.mean(
+            [rare[favour_rare(np.arange(40_000), happened, 200, power, generator(seed))].mean() for seed in range(20)]
+        )
+        for power in (0.0, 0.5, 1.0)
+    ]
+    np.testing.assert_allclose(shares, [0.1, 0.25, 0.5], atol=0.03)
+
+
+def test_no_draw_is_kept_twice_and_none_of_what_is_gone() -> None:
+    gone = np.arange(100) % 4 == 0
+    kept = favour_rare(np.arange(100), np.where(gone, np.inf, 1.0), 80, 0.5, generator())
+    assert len(kept) == len(set(kept.tolist())) == 75
+    assert not gone[kept].any()
+    assert len(favour_rare(np.arange(3), np.full(3, np.inf), 2, 1.0, generator())) == 0
