@@ -16,6 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Days = Seconds
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -105,6 +106,11 @@ class EventsConfig(Table):
     """Users remembered at most, deleted ones included; records that bring more go to the dead letters."""
     max_items: Count = 5_000_000
     """Items remembered at most, deleted ones included; records that bring more go to the dead letters."""
+    expire_items_days: Days = 0
+    """Days of event time after its last event, or its announcement, at which an item is forgotten until it is announced
+    again; 0: never."""
+    expire_users_days: Days = 0
+    """Days of event time after their last event at which a user is forgotten, with all they did; 0: never."""
     user_id_key_file: Path | None = None
     """File holding a key, of 16 bytes or more, that user ids are hashed with before they are stored or published; none:
     they are kept as they come. Fixed for the life of a state_dir."""
@@ -167,7 +173,7 @@ class PublishConfig(Table):
     """Checkpoints kept on disk to roll back to."""
     grace_s: PositiveSeconds = 60
     """How long a superseded version's keys stay for readers that pinned it."""
-    users_active_days: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
+    users_active_days: Days = 0
     """Publish only users active within so many days of the watermark; 0: all."""
     chunk: Annotated[int, Field(ge=1, le=100_000)] = 500
     """Vectors in one pipelined write; smaller is kinder to readers' latency."""

@@ -25,6 +25,7 @@ from service.connections import user_ids
 from service.crash_points import crash_point
 from service.dedupe import SEGMENT, Deduplicator
 from service.errors import HeadwaterError
+from service.expiry import expire
 from service.hold import Hold
 from service.id_limits import TOO_MANY_IDS, IdLimits
 from service.intent import Intent, IntentFile
@@ -277,6 +278,7 @@ class Engine:
         self._forgot = bool(stones)
         self._event_id_chunk = self.dedupe.remember(collected.event_ids)
         positions = remember(self.trainer.memory, collected)
+        self._expired = expire(self.trainer.memory, self.config.events)
         return self.trainer.learn(positions, replay_ratio=intent.replay_ratio, threads=intent.threads)
 
     # 4. Judge
@@ -331,6 +333,8 @@ class Engine:
         count_phase(self.metrics, line, verdict, self.trainer.memory)
         self.metrics.rejected.labels(reason=TOO_MANY_IDS).inc(len(collected.over))
         self.metrics.replay_ratio.set(intent.replay_ratio)
+        self.metrics.expired.labels(kind="items").inc(self._expired.items)
+        self.metrics.expired.labels(kind="users").inc(self._expired.users)
         return line
 
     def _save(self, line: PhaseLine, maxima: Mapping[TopicPartition, float], *, refused: bool) -> None:

@@ -66,6 +66,7 @@ class Metrics:
         self.phase_stage_seconds = self._histogram(
             "phase_stage_seconds", "Duration of one step of a phase.", STAGE_BUCKETS_S, "stage"
         )
+        self.expired = self._counter("expired_total", "Items and users forgotten for want of events.", "kind")
         self.learn_loss = self._gauge("learn_loss", "Mean training loss of the last phase.")
         self.examples = self._counter("examples_total", "Examples learned, new or replayed.", "kind")
         self.replay_ratio = self._gauge("replay_ratio", "Replayed examples for each new one in the last phase.")
