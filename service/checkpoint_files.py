@@ -116,6 +116,8 @@ class CheckpointFiles:
             raise NoCheckpoint(f"There is no version {version}.", hint=f"Kept versions: {kept}.") from None
         if manifest.version != version:
             raise damaged(path, f"it is the manifest of version {manifest.version}")
+        if any(earlier is not None and earlier >= version for earlier in (manifest.parent, manifest.weights_of)):
+            raise damaged(path, "it names a version as earlier that is not")  # lineage would go round in circles
         if WEIGHTS not in manifest.files:
             raise damaged(path, f"it says nothing of {WEIGHTS}")
         return manifest

@@ -75,6 +75,9 @@ class KafkaSource:
             "fetch_max_bytes": fetch_max_bytes,
             "max_partition_fetch_bytes": max_partition_fetch_bytes,
             "max_poll_records": max_poll_records,
+            # A broker sends a record larger than what a fetch may bring alone; a client that refuses to read it would
+            # stand before it for ever.
+            "receive_message_max_bytes": 2**31 - 1,
             # In a session the broker leaves out partitions with no news, and after a seek to the end there is none:
             # whether we are there would stay unknown.
             "enable_incremental_fetch_sessions": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import os
 import pickle
 import random
@@ -192,3 +193,16 @@ def test_weights_that_are_finite_but_serve_what_is_not_are_refused(fuzz: Checkpo
 
     _with_state(fuzz, enlarge)
     assert "not finite" in _opened(fuzz)
+
+
+@pytest.mark.parametrize("name", ["parent", "weights_of"])
+def test_a_version_that_descends_from_itself_is_refused_and_not_followed_for_ever(
+    fuzz: CheckpointFuzz, name: str
+) -> None:
+    path = fuzz._weights[-1].replace("weights.pt", "manifest.json")
+    manifest = json.loads(fuzz.files[path])
+    manifest.pop("digest")
+    manifest[name] = manifest["version"]
+    files = {**fuzz.files, path: json.dumps(manifest, indent=2).encode()}
+    fuzz._put(made_right(files, path))
+    assert fuzz._serve(b"")[1:] == (1, 1), "the version before it takes its place"
