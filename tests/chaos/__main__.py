@@ -6,6 +6,7 @@ Exit code 0 only if nothing was lost, nothing learned twice, and every state was
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import random
 import sys
@@ -17,6 +18,8 @@ from pathlib import Path
 
 # One thread each, as in the tests: before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import structlog
 
 from service.crash_points import POINTS
 from streams.kafka_producer import EventProducer
@@ -51,6 +54,8 @@ def main() -> int:
     if args.servers == "real" and not real:
         parser.error("no Apache Kafka (HEADWATER_TEST_KAFKA) or no redis-server on PATH")
     kafka, redis = ("apache", "debian") if real else ("embedded", "embedded")
+    # What is found half done after a kill is looked at, not warned of.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     print(f"{args.kills} kills, seed {seed}, {kafka} Kafka and {redis} Redis", flush=True)
     started = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="headwater-chaos-"))
