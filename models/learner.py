@@ -22,6 +22,7 @@ from models.auxiliary import TaskHeads
 from models.averages import Averages
 from models.calibration import Calibration
 from models.content_steps import ContentSteps
+from models.distillation import Distillation
 from models.event_log import LogView
 from models.examples import Examples
 from models.histories import ValueScale
@@ -97,6 +98,9 @@ class Learner:
         self.objective = OBJECTIVES[spec.objective](self)
         self.tasks = [(self.objective, 1.0)]
         """What is learned, each with its weight; the main objective first."""
+        self._distillation = Distillation(self)
+        if train.distil:
+            self.tasks.append((self._distillation, train.distil))
         self.tasks += [(AUXILIARY[name](self, self.heads[name]), weight) for name, weight in train.auxiliary.items()]
 
     @property
@@ -118,6 +122,8 @@ class Learner:
         positions = np.asarray(positions, np.int64)
         log = self.memory.log.view(shared_tail=True)
         self._grow()
+        if self.train.distil:
+            self._distillation.begin()
         losses: list[float] = []
         replayed = 0
         fresh = max(1, round(self.train.batch / (1 + replay_ratio)))

@@ -83,6 +83,8 @@ class TrainSpec:
     """Losses that draw an item's modalities together, each with its weight: `infonce`, `cosine`, `triplet`."""
     auxiliary: Mapping[Auxiliary, float] = field(default_factory=dict)
     """Objectives that the same vectors learn beside the one in `[model]`, each with its weight; none is served."""
+    distil: float = 0.0
+    """Weight of keeping replayed examples' scores near those of the weights that a phase began with; 0: free."""
     replay_ratio: float = 2.0
     """Stored examples learned again for each new one."""
     replay_patience: float = 4.0

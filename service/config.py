@@ -155,7 +155,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f'"learning_rate" in [train] must be greater than 0, not {train.learning_rate}.'
     if not train.replay_half_life > 0:
         yield f'"replay_half_life" in [train] must be greater than 0, not {train.replay_half_life}.'
-    for name in ("weight_decay", "replay_ratio", "replay_rare", "replay_patience", "threads", "full_softmax_items"):
+    replay = ("replay_ratio", "replay_rare", "replay_patience")
+    for name in ("weight_decay", "distil", *replay, "threads", "full_softmax_items"):
         if not getattr(train, name) >= 0:
             yield f'"{name}" in [train] must be 0 or greater, not {getattr(train, name)}.'
     for name in ("dropout", "average", "id_dropout", "encoder_dropout", "modality_dropout"):
