@@ -105,8 +105,10 @@ class CheckpointFuzz:
         problem, digest = ("", b"") if served is None else self._restored.once(served, _judged)
         if problem:
             return Outcome(kind, "fault", problem)
-        # A deletion's line that was cut off at its end is taken for one that a crash kept from being written.
-        torn = name == "tombstones.jsonl" and self.files[name].startswith(content[: content.rfind(b"\n") + 1])
+        # A deletion's last line that is cut off, or has zeros in it, is taken for one that a crash kept from being written.
+        whole = content[: content.rfind(b"\n") + 1]
+        whole = whole if b"\0" not in whole else whole[: whole.rfind(b"\n", 0, -1) + 1]
+        torn = name == "tombstones.jsonl" and self.files[name].startswith(whole)
         if not right and not torn and self._whole.get((parent, champion)) != digest:
             return Outcome(kind, "fault", f"version {champion} over {parent} is served, and is not what was saved")
         return Outcome(kind, "served" if parent == versions_in(self.files)[-1] else "fell back")

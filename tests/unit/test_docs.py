@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from service.cli import app
 from service.config import load_config
+from streams.user_ids import keyed
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -140,3 +141,21 @@ def test_only_ci_knows_what_lies_beside_the_project() -> None:
     texts = {path: path.read_bytes().decode(errors="ignore") for path in files if path.suffix != ".pyc"}
     assert [page_id(path) for path, text in texts.items() if beside.search(text)] == []
     assert beside.search((ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+
+
+def test_rights_are_the_same_wherever_they_are_written() -> None:
+    """`docs/redis.md` is the one that servers are set up by in the tests."""
+    by_page = {
+        page: re.findall(r"^ +(ACL SETUSER .*)$", page.read_text(encoding="utf-8"), re.MULTILINE) for page in PAGES
+    }
+    contract = by_page[DOCS / "redis.md"]
+    assert len(contract) == 2
+    assert {page.name for page, lines in by_page.items() if lines} >= {"redis.md", "security.md"}
+    assert all(line in contract for lines in by_page.values() for line in lines)
+
+
+def test_the_documented_hash_is_the_one_that_is_computed() -> None:
+    text = (DOCS / "security.md").read_text(encoding="utf-8")
+    found = re.search(r"With the key `([^`]+)`, `([^`]+)` becomes\s+`([0-9a-f]{32})`", text)
+    assert found is not None
+    assert keyed(found[1].encode())(found[2]) == found[3]
