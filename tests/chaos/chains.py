@@ -19,6 +19,8 @@ from tests.daemon_process import Place
 
 LONGEST_CHAIN = 30
 """Kills, after which a chain goes to its end, wherever it is: what it may have gathered has to show."""
+CHAINS_BETWEEN = 8
+"""Other chains between two that forget."""
 PORTION = 120
 """Events between two deletions of a chain that forgets."""
 
@@ -171,10 +173,18 @@ def run(servers: Servers, *, kills: int, seed: int, progress: Callable[[Tally], 
     if tally.found([], findings_at_the_end(servers, Remains(reference.place), reference)):
         return tally
     schedule = Schedule(kills=kills, seed=seed, run_s=reference.seconds)
-    while schedule and not tally.findings:
-        run_chain(servers, reference, schedule, tally, lambda: progress(tally))
-    while any(schedule.forgetting.values()) and not tally.findings:
-        run_forgetting_chain(servers, schedule, tally, lambda: progress(tally))
+    stopped = False
+    try:
+        while (schedule or any(schedule.forgetting.values())) and not tally.findings:
+            # the two kinds in turn, so that a run that is stopped early has had some of both
+            if any(schedule.forgetting.values()) and (not schedule or tally.chains % CHAINS_BETWEEN == 0):
+                run_forgetting_chain(servers, schedule, tally, lambda: progress(tally))
+            if schedule and not tally.findings:
+                run_chain(servers, reference, schedule, tally, lambda: progress(tally))
+    except KeyboardInterrupt:
+        stopped = True  # what there is by now is told all the same
+    if stopped:
+        return tally
     for death in schedule.unreachable:
         tally.found([], [Finding("points", f"{death} was never reached")])
     for point in POINTS:
