@@ -1,6 +1,6 @@
 """Does anything grow that should not, over thousands of phases and many restarts?
 
-    python -m benchmarks.soak [--phases 2000] [--restart-every 100] [--phase-events 20] [--server valkey|redis] [--out soak]
+    python -m benchmarks.soak [--phases 2000] [--restart-every 250] [--phase-events 20] [--server redis] [--out soak]
 
 A real daemon learns a simulated stream that is sent as fast as it is learned, never more than a few phases ahead; every
 so many phases it is ended, by SIGTERM and SIGKILL in turn, and started again. Meanwhile it is looked at from outside:
@@ -80,7 +80,7 @@ class Look:
 def main(
     *,
     phases: Annotated[int, typer.Option(min=20)] = 2_000,
-    restart_every: Annotated[int, typer.Option(min=5, help="Phases between two restarts.")] = 100,
+    restart_every: Annotated[int, typer.Option(min=5, help="Phases between two restarts.")] = 250,
     phase_events: Annotated[int, typer.Option(min=5)] = 20,
     settle: Annotated[int, typer.Option(min=0, help="First phases, which do not count.")] = 200,
     server: Annotated[str, typer.Option(help="valkey (embedded) or redis (redis-server on PATH).")] = "valkey",

@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -57,6 +58,7 @@ def main() -> int:
     # What is found half done after a kill is looked at, not warned of.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     print(f"{args.kills} kills, seed {seed}, {kafka} Kafka and {redis} Redis", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what there is by then is told
     started = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="headwater-chaos-"))
     with ExitStack() as stack:
