@@ -15,6 +15,7 @@ import pytest
 from service.errors import CorruptCheckpoint, ForeignState, NewerFormat, StateError, StateLocked
 from service.sealed import FORMAT, read_number, seal, write_number
 from service.state_dir import StateDirectory, lock_holder
+from service.state_rights import require_private
 
 
 @pytest.fixture
@@ -158,7 +159,10 @@ def test_a_pointer_that_is_empty_or_not_ours_is_damage(tmp_path: Path, content: 
 
 @pytest.mark.parametrize("where", ["", "checkpoints", "LATEST", "segments/g000/events.seg"])
 @pytest.mark.parametrize("mode", [0o020, 0o002])
-def test_what_others_can_write_is_refused_in_one_sentence(root: Path, where: str, mode: int) -> None:
+def test_what_others_can_write_is_refused_in_one_sentence(
+    root: Path, where: str, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getegid", lambda: -1)  # whoever runs this, the group is another's
     StateDirectory.open(root, "shop").close()
     path = root / where
     path.parent.mkdir(exist_ok=True)
@@ -195,3 +199,19 @@ def test_what_belongs_to_another_user_is_refused(root: Path, monkeypatch: pytest
         StateDirectory.open(root, "shop")
     os.chown(root / "identity.json", 1000, 1000)  # the rest is root's, who may do anything anyway
     StateDirectory.open(root, "shop").close()
+
+
+@pytest.mark.parametrize(("group", "refused"), [(10_001, False), (10_002, True)])
+def test_a_group_that_is_the_users_own_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int, refused: bool
+) -> None:
+    """As on a volume of Kubernetes, whose files are given to `fsGroup`."""
+    mode = stat.S_IFDIR | stat.S_ISGID | 0o770
+    monkeypatch.setattr(Path, "lstat", lambda _: os.stat_result((mode, 0, 0, 1, 0, group, 0, 0, 0, 0)))
+    monkeypatch.setattr(os, "geteuid", lambda: 10_001)
+    monkeypatch.setattr(os, "getegid", lambda: 10_001)
+    if refused:
+        with pytest.raises(StateError, match="can be written by other users"):
+            require_private(tmp_path)
+    else:
+        require_private(tmp_path)
