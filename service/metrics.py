@@ -124,6 +124,7 @@ class Metrics:
             self.examples.labels(kind)
         for kind in VECTOR_KINDS:
             self.published_vectors.labels(kind)
+            self.expired.labels(kind)
         for what in REPAIRED:
             self.redis_repairs.labels(what)
         self.build_info.labels(installed_version("headwater"), platform.python_version()).set(1)

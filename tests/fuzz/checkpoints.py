@@ -105,7 +105,7 @@ class CheckpointFuzz:
         problem, digest = ("", b"") if served is None else self._restored.once(served, _judged)
         if problem:
             return Outcome(kind, "fault", problem)
-        # A deletion's last line that is cut off, or has zeros in it, is taken for one that a crash kept from being written.
+        # A deletion's last line that is cut off, or has zeros in it, is taken for one that a crash left half written.
         whole = content[: content.rfind(b"\n") + 1]
         whole = whole if b"\0" not in whole else whole[: whole.rfind(b"\n", 0, -1) + 1]
         torn = name == "tombstones.jsonl" and self.files[name].startswith(whole)
