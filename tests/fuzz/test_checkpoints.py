@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,14 @@ from unittest import mock
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 
 from service.checkpoint_files import CheckpointFiles
+from service.engine import Engine
 from service.errors import CorruptCheckpoint
+from service.interventions import carry_out
+from service.metrics import Metrics
+from service.state_dir import StateDirectory
 from tests.fuzz.checkpoints import CheckpointFuzz, fuzz_checkpoints
 from tests.fuzz.in_children import Outcome, in_children
 from tests.fuzz.stored_state import made_right
@@ -206,3 +212,14 @@ def test_a_version_that_descends_from_itself_is_refused_and_not_followed_for_eve
     files = {**fuzz.files, path: json.dumps(manifest, indent=2).encode()}
     fuzz._put(made_right(files, path))
     assert fuzz._serve(b"")[1:] == (1, 1), "the version before it takes its place"
+
+
+def test_a_rollback_to_a_damaged_version_changes_nothing(fuzz: CheckpointFuzz) -> None:
+    name = fuzz._weights[0]
+    fuzz._put(made_right({**fuzz.files, name: b"PK\x03\x04 and nothing more"}, name))
+    with StateDirectory.open(fuzz.root, fuzz.config.namespace) as state:
+        engine = Engine(config=fuzz.config, state=state, metrics=Metrics(CollectorRegistry()), clock=time.time)
+        with pytest.raises(CorruptCheckpoint, match="v000001"):
+            carry_out(engine, "rollback", {"to": 1})
+        assert not engine.hold.held
+        assert engine.store.numbers() == [1, 2]

@@ -4,10 +4,13 @@ a dead letter, and nothing is lost."""
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import logging
+import pickle
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from typer.testing import CliRunner, Result
 
 from service.cli import app
 from service.daemon import run
+from service.manifest import FileEntry, Manifest
 from service.sealed import FORMAT, seal, unseal
 from service.state_dir import StateIdentity
 from streams.dead_letters import DeadLetter
@@ -216,6 +220,27 @@ class TestState:
         with EventProducer(bootstrap_servers=place.broker) as producer:
             place.create_topics(producer, partitions=2)
         refused(place, place.topics["users"], "made anew", "state_dir")
+
+    def test_that_others_can_write(self, copy: Place) -> None:
+        (copy.state_dir / "checkpoints").chmod(0o777)
+        refused(copy, "checkpoints can be written by other users (mode 0777)", "chmod -R go-w")
+
+    def test_with_a_checkpoint_that_is_a_program(self, copy: Place, tmp_path: Path) -> None:
+        weights, ran = next(copy.state_dir.rglob("weights.pt")), tmp_path / "ran"
+        with zipfile.ZipFile(weights) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        program = b"cposix\nsystem\n(S'touch %s'\ntR." % str(ran).encode()
+        with zipfile.ZipFile(weights, "w") as archive:
+            for name, part in parts.items():
+                archive.writestr(name, program if name.endswith("data.pkl") else part)
+        path = weights.with_name("manifest.json")
+        manifest = unseal(path.read_bytes(), Manifest, path)
+        entry = FileEntry(hashlib.sha256(weights.read_bytes()).hexdigest(), weights.stat().st_size)
+        path.write_bytes(seal(msgspec.structs.replace(manifest, files={weights.name: entry})))
+        refused(copy, "weights.pt is damaged", "cannot be used")
+        assert not ran.exists()
+        pickle.loads(program)
+        assert ran.exists(), "it is a program"
 
     def test_from_is_refused_where_there_are_offsets(self, copy: Place) -> None:
         arguments = ["run", "--once", "--from", "latest", "-c", str(copy.path)]

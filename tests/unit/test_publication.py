@@ -20,7 +20,7 @@ from service.checkpoints import CheckpointStore
 from service.config import PublishConfig
 from service.live import Kind, Live
 from service.metrics import Metrics
-from service.publication import Publisher
+from service.publication import PublicationError, Publisher
 from streams.memory_sink import MemorySink, MemoryStore
 from streams.sink_types import Fenced, SinkRefused
 
@@ -135,3 +135,21 @@ def test_a_refusal_in_the_middle_leaves_the_old_version_served(tmp_path: Path) -
         put(full, 2)
     assert before is not None
     assert store.pointer == msgspec.structs.replace(before, epoch=full.epoch)
+
+
+@pytest.mark.parametrize("kind", ["items", "users"])
+def test_a_vector_that_is_not_finite_is_never_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    sink = MemorySink()
+    put(publisher(sink, tmp_path), 1)
+    spoiled = snapshot(2)
+    if kind == "items":
+        spoiled.vectors_NV[3, 1] = np.nan
+    else:
+        monkeypatch.setattr(spoiled, "user_vectors", lambda ids: np.full((len(ids), spoiled.dim), np.inf, np.float32))
+    with pytest.raises(PublicationError, match=f"of {kind} of version 2 is not finite"):
+        publisher(sink, tmp_path).publish(spoiled, learned={}, event_time=None, champion=False)
+    pointer = sink.pointer()
+    assert pointer is not None
+    assert pointer.version == 1
