@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,7 @@ GARBAGE = b"{not an event"
 TOMBSTONE = b""
 """Stands for a null value: a deletion."""
 
-Place = tuple[str, int, int]
+RecordId = tuple[str, int, int]
 """Topic, partition, offset: what names a record for good."""
 
 
@@ -40,7 +41,7 @@ class Feed:
 
     topics: dict[str, str]
     sent: list[Message] = field(default_factory=list)
-    deleted: dict[str, Place] = field(default_factory=dict)
+    deleted: dict[str, RecordId] = field(default_factory=dict)
     """Ids of users and items, and where their deletions lie; filled by `interactions`."""
 
     @classmethod
@@ -88,7 +89,7 @@ class Feed:
         producer.flush()
         return len(self.sent)
 
-    def interactions(self, broker: str) -> dict[Place, Sent]:
+    def interactions(self, broker: str) -> dict[RecordId, Sent]:
         """What lies on the interactions topic, read with a client of its own that knows nothing of Headwater; notes
         the deletions that lie on the others."""
         with _consumer(broker) as consumer:
@@ -98,7 +99,7 @@ class Feed:
                         self.deleted[key.decode()] = place
             return {place: _sent(key, value) for place, key, value in self._read(consumer, "interactions")}
 
-    def _read(self, consumer: KafkaConsumer, kind: str) -> Iterator[tuple[Place, bytes, bytes | None]]:
+    def _read(self, consumer: KafkaConsumer, kind: str) -> Iterator[tuple[RecordId, bytes, bytes | None]]:
         partitions = [ClientPartition(self.topics[kind], number) for number in range(PARTITIONS)]
         consumer.assign(partitions)
         consumer.seek_to_beginning(*partitions)
@@ -110,20 +111,14 @@ class Feed:
                     yield (tp.topic, tp.partition, record.offset), record.key, record.value
 
 
-def _consumer(broker: str) -> _Closing:
-    return _Closing(broker)
-
-
-class _Closing:
-    def __init__(self, broker: str) -> None:
-        settings = {"bootstrap_servers": [broker], "enable_auto_commit": False, "auto_offset_reset": "earliest"}
-        self._consumer = connected_consumer(settings)
-
-    def __enter__(self) -> KafkaConsumer:
-        return self._consumer
-
-    def __exit__(self, *_: object) -> None:
-        self._consumer.close()
+@contextlib.contextmanager
+def _consumer(broker: str) -> Iterator[KafkaConsumer]:
+    settings = {"bootstrap_servers": [broker], "enable_auto_commit": False, "auto_offset_reset": "earliest"}
+    consumer = connected_consumer(settings)
+    try:
+        yield consumer
+    finally:
+        consumer.close()
 
 
 def _sent(key: bytes, value: bytes | None) -> Sent:

@@ -17,12 +17,11 @@ from models.memory import Memory
 from service.dedupe import hash_ids
 from service.manifest import Manifest
 from service.phase_log import PhaseLine
-from tests.chaos import feed as feeds
-from tests.chaos.feed import Feed, Sent
+from tests.chaos.feed import Feed, RecordId, Sent
 from tests.chaos.remains import Remains
 from tests.chaos.witness import Seen, wrong_histories
 
-Records = Mapping[feeds.Place, Sent]
+Records = Mapping[RecordId, Sent]
 
 
 class Finding(NamedTuple):
@@ -37,7 +36,7 @@ class Booked(NamedTuple):
     """What one phase made of the records between its offsets."""
 
     line: PhaseLine
-    events: list[feeds.Place]
+    events: list[RecordId]
     """Those that count, in the order in which they are learned."""
     duplicates: int
     unusable: int
@@ -102,14 +101,14 @@ def _order(records: Records) -> Any:
     return lambda place: (records[place].time, *place)
 
 
-def _between(records: Records, line: PhaseLine, feed: Feed) -> list[feeds.Place]:
+def _between(records: Records, line: PhaseLine, feed: Feed) -> list[RecordId]:
     topic = feed.topics["interactions"]
     spans = {p: range(line.start[topic].get(p, 0), end) for p, end in line.end[topic].items()}
     return [place for p, span in spans.items() for offset in span if (place := (topic, p, offset)) in records]
 
 
 def _log_findings(
-    memory: Memory, feed: Feed, records: Records, places: Sequence[feeds.Place], manifest: Manifest
+    memory: Memory, feed: Feed, records: Records, places: Sequence[RecordId], manifest: Manifest
 ) -> Iterator[Finding]:
     """Whether the log of events is made of these records, each once, in this order."""
     log = memory.view()
@@ -140,7 +139,7 @@ def _log_findings(
         yield Finding("state", "the log has another order than time, partition and offset give")
 
 
-def _never_read(records: Records, read: set[feeds.Place]) -> Iterator[Finding]:
+def _never_read(records: Records, read: set[RecordId]) -> Iterator[Finding]:
     if unread := sorted(records.keys() - read):
         yield Finding("lost", f"{len(unread)} records are in no phase, the first of them {unread[0]}")
 
