@@ -234,6 +234,17 @@ class CheckpointStore:
         }
         return [m.version for m in manifests if m.decision == "promoted" and m.version not in taken_back]
 
+    def served_before(self, champion: int) -> list[int]:
+        """Promoted versions older than `champion` with other weights than it has, oldest first."""
+        weights_of = {manifest.version: manifest.weights_of for manifest in self.versions()}
+
+        def root(version: int) -> int:
+            while (earlier := weights_of.get(version)) is not None:
+                version = earlier
+            return version
+
+        return [v for v in self.promoted() if v < champion and root(v) != root(champion)]
+
     def _resolve(self, pointer: Path, candidates: Callable[[], Iterable[int]]) -> int | None:
         pointed = self._pointed(pointer)
         if pointed is not None and self._verifies(pointed):

@@ -153,6 +153,11 @@ class PromotionConfig(Table):
     """Held-out events that the test needs; earlier windows are pooled until there are enough."""
     windows: Count = 8
     """Held-out windows that are pooled at most."""
+    floor: float = Field(default=0.1, ge=0, lt=1)
+    """How far the served version's live score may stay below decayed popularity's, relative to that, before an earlier
+    version that surely does better is served again."""
+    auto_rollback: bool = True
+    """Whether that happens by itself, while promotion is not held; the figures are there either way."""
 
 
 class ShadowConfig(Table):

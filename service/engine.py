@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -285,7 +286,13 @@ class Engine:
 
     def judge(self, attempt: Attempt, intent: Intent) -> Verdict | None:
         """What the gate says; None for a phase in which nothing was learned."""
-        return self.trainer.judge(attempt, hold=intent.gate == HOLD)
+        return self.trainer.judge(attempt, hold=intent.gate == HOLD, earlier=self._earlier)
+
+    def _earlier(self) -> dict[int, Callable[[], State]]:
+        """Versions that were served before the champion, and what loads each."""
+        champion = self.store.champion()
+        older = [] if champion is None else self.store.served_before(champion)
+        return {version: partial(self.trainer_state, version) for version in older}
 
     # 5. Checkpoint
 

@@ -64,6 +64,18 @@ def rollback(engine: Engine, *, to: int | None, relearn: bool, dry_run: bool) ->
     return {**said, "version": version, "published": not engine.unpublished}
 
 
+def roll_back_below_floor(engine: Engine) -> None:
+    """Serves the earlier version that did surely better while the champion was below the floor, and goes on learning
+    from it; promotion is not held, so that nobody has to let it go on."""
+    target, champion = engine.trainer.floor.due, engine.store.champion()
+    if target is None or champion is None or engine.held:
+        return
+    reason = f"Version {champion} stayed below decayed popularity, and version {target} does better on the same events."
+    version = serve_again(engine, target, reason=reason, rolled_back=True, relearn=True)
+    engine.metrics.floor_rollbacks.inc()
+    log.warning("rolled back by itself", version=version, weights_of=target, instead_of=champion, reason=reason)
+
+
 def promote(engine: Engine, *, version: int, dry_run: bool) -> dict[str, Any]:
     """Serves `version`, whatever the judge said of it, and lets promotion go on."""
     manifest = engine.store.manifest(version)
@@ -161,6 +173,7 @@ def _serve(
         resumable=relearn,
     )
     engine.trainer.crown(trainer_state)
+    engine.trainer.floor.clear()
     if relearn:
         engine.go_on_from(manifest, trainer_state)
     snapshot = engine.trainer.snapshot(version=version, state=trainer_state)
@@ -210,14 +223,7 @@ def _champion(engine: Engine) -> int:
 
 def _before(engine: Engine, champion: int) -> int:
     """The version served before the champion: what went live last among the older ones, other weights than today's."""
-    weights_of = {manifest.version: manifest.weights_of for manifest in engine.store.versions()}
-
-    def root(version: int) -> int:
-        while (earlier := weights_of.get(version)) is not None:
-            version = earlier
-        return version
-
-    older = [v for v in engine.store.promoted() if v < champion and root(v) != root(champion)]
+    older = engine.store.served_before(champion)
     if not older:
         raise CommandRefused("There is no earlier version to go back to.", hint="See `headwater versions`.")
     return max(older)

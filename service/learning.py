@@ -18,7 +18,7 @@ from service.fast_path import FastPath
 from service.id_limits import TOO_MANY_IDS, letter_of
 from service.intake import DeadLetters, Intake
 from service.intent import Intent
-from service.interventions import carry_out, reconcile
+from service.interventions import carry_out, reconcile, roll_back_below_floor
 from service.live import SINK_TROUBLE
 from service.phase import run_phase
 from service.publication import PublicationError, Publisher
@@ -83,6 +83,7 @@ class Learning:
         while not self._stopping.is_set():
             self._look_after_redis()
             self._carry_out_verbs()
+            roll_back_below_floor(self._engine)
             if not self._disk.ready(room=self._engine.checkpoint_size):
                 self._stopping.wait(TURN_S)
                 continue

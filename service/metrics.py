@@ -79,6 +79,15 @@ class Metrics:
             "against",
             "figure",
         )
+        self.floor_change = self._gauge(
+            "floor_change",
+            "Live score of the served version relative to decayed popularity's: change, and its bounds low and high.",
+            "figure",
+        )
+        self.floor_rollbacks = self._counter(
+            "floor_rollbacks_total",
+            "Times that an earlier version was served again by itself: see docs/promotion.md.",
+        )
         self.prequential = self._gauge(
             "prequential", "Quality on the last phase's events, measured before learning from them.", "metric"
         )

@@ -29,7 +29,7 @@ def count_phase(metrics: Metrics, line: PhaseLine, verdict: Verdict | None, memo
     if (loss := line.metrics.get("learn_loss")) is not None:
         metrics.learn_loss.set(loss)
     for name, value in line.metrics.items():
-        if value is not None and not name.startswith(("gate_", "learn_", "shadow_")):
+        if value is not None and not name.startswith(("gate_", "learn_", "shadow_", "floor_")):
             metrics.prequential.labels(metric=name).set(value)
     for who in ("candidate", "champion", "popularity", "decayed_popularity"):
         value = line.metrics.get(f"gate_{who}")
@@ -37,6 +37,9 @@ def count_phase(metrics: Metrics, line: PhaseLine, verdict: Verdict | None, memo
             metrics.quality.labels(metric="gate", who=who).set(value)
     if (score := line.metrics.get("shadow_score")) is not None:
         metrics.quality.labels(metric="gate", who="shadow").set(score)
+    for name in ("change", "low", "high"):
+        if (value := line.metrics.get(f"floor_{name}")) is not None:
+            metrics.floor_change.labels(figure=name).set(value)
     for who, name in product(("candidate", "champion"), ("change", "low", "high")):
         if (value := line.metrics.get(f"shadow_{who}_{name}")) is not None:
             metrics.shadow_change.labels(against=who, figure=name).set(value)

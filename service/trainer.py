@@ -9,9 +9,10 @@ champion have learned.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,13 @@ from models.serving import Snapshot
 from models.soundness import check_pooled, finite, whole
 from models.spec import TrainSpec
 from service.config import Config
+from service.floor import Floor, windows_of
 from service.model_changes import check_fits
-from service.promotion import Gate, Pooled, Verdict, Window
+from service.promotion import Floats, Gate, Pooled, Verdict, Window
 from service.shadow import Shadow
 
 State = dict[str, Any]
+Earlier = Callable[[], Mapping[int, Callable[[], State]]]
 """Tensors and plain containers only."""
 
 
@@ -48,14 +51,19 @@ class Attempt:
     threads: int
     shadow: dict[str, float] = field(default_factory=dict)
     """Figures of the shadow, where there is one."""
+    judged_on: HeldOut | None = None
+    """Those of `held_out` that can be judged."""
+    floor: dict[str, float] = field(default_factory=dict)
+    """Figures of the champion against the floor, where there is one."""
 
     @property
     def metrics(self) -> dict[str, float]:
         """What learning says of itself, for `phases.jsonl`."""
         if self.report is None or not self.report.steps:
-            return dict(self.shadow)
+            return {**self.shadow, **self.floor}
         return {
             **self.shadow,
+            **self.floor,
             "learn_loss": self.report.loss,
             "learn_new": float(self.report.new),
             "learn_replayed": float(self.report.replayed),
@@ -78,6 +86,7 @@ class Trainer:
         )
         self._pooled: list[Pooled] = []
         self._held_out = range(0)
+        self.floor = Floor(promotion)
         self._champion: State | None = None
         self.shadow = Shadow.beside(config, memory)
         """A second configuration that learns the same, None where there is none."""
@@ -111,6 +120,7 @@ class Trainer:
             "learner": self.learner.state_dict(),
             "pooled": self._pooled,
             "held_out": [self._held_out.start, self._held_out.stop],
+            "floor": self.floor.state_dict(),
             **({} if self.shadow is None else {"shadow": self.shadow.state_dict()}),
         }
 
@@ -119,6 +129,7 @@ class Trainer:
         on what is no state at all."""
         self.learner.check(state["learner"])
         check_pooled(state["pooled"])
+        check_pooled(list(windows_of(state.get("floor", {}))))
         start, stop = (whole(one, "held_out", most=self.memory.n_events) for one in state["held_out"])
         if start > stop:
             raise ValueError("The state's held-out share ends before it begins.")
@@ -129,6 +140,7 @@ class Trainer:
         self.learner.load_state_dict(state["learner"])
         self._pooled = list(state["pooled"])
         self._held_out = range(*state["held_out"])
+        self.floor.load(state.get("floor", {}))
         if self.shadow is not None:
             self.shadow.load(state.get("shadow"), state["learner"], alike=self.shadow.model == self._config.model)
 
@@ -166,15 +178,40 @@ class Trainer:
 
     # 4. Judge
 
-    def judge(self, attempt: Attempt, *, hold: bool = False) -> Verdict | None:
-        """Compares candidate and champion; a refusal puts the parent's weights back. None if nothing was new."""
+    def judge(self, attempt: Attempt, *, hold: bool = False, earlier: Earlier = dict) -> Verdict | None:
+        """Compares candidate and champion; a refusal puts the parent's weights back. None if nothing was new.
+
+        `earlier` gives versions that might be served again, and what loads them: asked where the champion's live score
+        is below the floor.
+        """
         if attempt.report is None:
             return None
-        verdict = self._gate.judge(self._window(attempt), self._pooled, hold=hold)
+        window = self._window(attempt)
+        verdict = self._gate.judge(window, self._pooled, hold=hold)
         self._pooled = list(verdict.pooled)
+        self._look_at_floor(attempt, window, verdict, dict if hold else earlier)
         if verdict.decision == "refused":
             self._take_back(attempt, poison=verdict.slug == "not_finite")
         return verdict
+
+    def _look_at_floor(self, attempt: Attempt, window: Window, verdict: Verdict, earlier: Earlier) -> None:
+        if window.champion is None or window.users is None or attempt.judged_on is None:
+            return
+        held_out, upto = attempt.judged_on, attempt.held_out.start
+
+        def score(load: Callable[[], State]) -> Floats:
+            state = load()
+            with torch_threads(attempt.threads):
+                snapshot = Snapshot.build(self._config.model, state["learner"], self.memory, version=0, upto=upto)
+                return held_out.by_model(snapshot)
+
+        attempt.floor = self.floor.look(
+            live=window.champion,
+            decayed=window.decayed_popularity,
+            served=window.candidate if verdict.decision == "promoted" else window.champion,
+            users=window.users,
+            rivals=lambda: [(version, partial(score, load)) for version, load in earlier().items()],
+        )
 
     def _take_back(self, attempt: Attempt, *, poison: bool) -> None:
         self.learner.load_state_dict(attempt.parent)
@@ -198,6 +235,7 @@ class Trainer:
             upto = attempt.held_out.start
             candidate = Snapshot.build(spec, self.learner.weights(), memory, version=0, upto=upto)
             held_out = HeldOut.of(candidate, np.asarray(attempt.held_out, np.int64))
+            attempt.judged_on = held_out
             champion = None
             if self._champion is not None:
                 like = self._like[0] if self._like else None
@@ -244,7 +282,7 @@ class Trainer:
         assert self.shadow is not None
         state = self.state_dict()
         shadow = {**state["shadow"], "windows": {}}
-        return {**state, "learner": self.shadow.learner.state_dict(), "shadow": shadow}
+        return {**state, "learner": self.shadow.learner.state_dict(), "shadow": shadow, "floor": {}}
 
     def check_fits(self, spec: Mapping[str, Any]) -> None:
         """Raises StateError if another checkpoint's weights have other shapes than these."""
@@ -256,7 +294,7 @@ class Trainer:
         Items that came since, popularity and histories join when a snapshot is built over today's memory, or when
         learning goes on from here.
         """
-        return {**self.state_dict(), "learner": state["learner"]}
+        return {**self.state_dict(), "learner": state["learner"], "floor": {}}
 
 
 def training_threads(train: TrainSpec) -> int:

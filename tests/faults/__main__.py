@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from streams.kafka_producer import EventProducer
-from tests.faults.report import table, write_section
+from tests.faults.page import write_section
+from tests.faults.report import table
 from tests.faults.schedule import SCHEDULE, missing, play
 from tests.faults.stage import Fault, Outcome, Unplayable
 from tests.servers import Broker, kafka_kinds, new_broker
@@ -43,20 +44,20 @@ def main() -> int:
         for number, fault in enumerate(chosen):
             outcome: Outcome | str
             try:
-                outcome = missing(fault) or play(
-                    fault, directory / f"{number}", broker, outage_s=options.outage, restarts=options.restarts
-                )
+                if why := missing(fault):
+                    raise Unplayable(why)
+                where = directory / f"{number}"
+                outcome = play(fault, where, broker, outage_s=options.outage, restarts=options.restarts)
             except Unplayable as reason:
-                outcome = str(reason)
+                outcome = f"not played: {reason}"
             except Exception:  # noqa: BLE001 - the others are played all the same
                 failed += 1
                 traceback.print_exc()
-                print(f"FAILED  {fault.id}", flush=True)
-                continue
+                outcome = "**FAILED**"
             results.append((fault, outcome))
             print(f"{table([(fault, outcome)]).splitlines()[-1]}", flush=True)
     print(f"{len(results)} faults played, {failed} failed, in {time.monotonic() - began:.0f} s")
-    if options.write and not failed:
+    if options.write:
         when = datetime.now(UTC).strftime("%Y-%m-%d")
         stated = (
             f"Run of {when} on {platform.machine()}, {kind} Kafka; what was away was away for {options.outage:.0f} s."

@@ -7,13 +7,23 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from streams.embedded import find_redis_server
-from tests.faults import disk_faults, kafka_faults, process_faults, redis_faults, redis_topology_faults
+from tests.faults import (
+    disk_faults,
+    kafka_faults,
+    process_faults,
+    quality_faults,
+    redis_faults,
+    redis_topology_faults,
+)
 from tests.faults.stage import SCHEDULE, Fault, Outcome, Stage
 from tests.servers import Broker, kafka_kinds
 
-__all__ = ["SCHEDULE", "missing", "modules", "play"]
+__all__ = ["SCHEDULE", "missing", "play"]
 
-modules = (redis_faults, redis_topology_faults, kafka_faults, disk_faults, process_faults)
+MODULES = (redis_faults, redis_topology_faults, kafka_faults, disk_faults, quality_faults, process_faults)
+"""Each has put its faults into the schedule when it was imported; this is their order on the page."""
+
+SCHEDULE.sort(key=lambda fault: [module.__name__ for module in MODULES].index(fault.play.__module__))
 
 
 def missing(fault: Fault) -> str:

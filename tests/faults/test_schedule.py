@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.report import table, write_section
+from tests.faults.page import write_section
+from tests.faults.report import table
 from tests.faults.schedule import SCHEDULE, missing, play
 from tests.faults.stage import Fault, Outcome
 from tests.servers import Broker
@@ -38,7 +39,7 @@ def test_a_run_changes_its_own_section_of_the_page_and_no_other(tmp_path: Path) 
     page.write_text("# Page\n<!-- faults -->\nold\n<!-- end of faults -->\nkept\n")
     results: list[tuple[Fault, Outcome | str]] = [
         (SCHEDULE[0], Outcome("came back", 1.25, 0, "redis was | away: /a/b/c.toml")),
-        (SCHEDULE[1], "needs another server"),
+        (SCHEDULE[1], "not played: needs another server"),
     ]
     write_section("faults", table(results), page)
     text = page.read_text()
