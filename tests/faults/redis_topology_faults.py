@@ -27,26 +27,6 @@ def failover(stage: Stage) -> Outcome:
     return run.recovered("followed to the new primary, with what its copy lacked", said="redis|published")
 
 
-@fault("Redis", "primary failed over while the daemon publishes, the copy behind", needs="debian")
-def failover_behind(stage: Stage) -> Outcome:
-    primary = stage.own_redis("primary")
-    replica = stage.own_redis("replica", replicaof=f"127.0.0.1 {primary.port}", repl_diskless_sync_delay="0")
-    copy: Any = stage.stack.enter_context(redis.Redis.from_url(replica.address))
-    until(lambda: copy.info("replication")["master_link_status"] == "up")
-    sentinel = stage.stack.enter_context(RedisSentinel(directory=stage.directory / "sentinel", primary=primary))
-    watch: Any = stage.stack.enter_context(redis.Redis.from_url(f"redis://{sentinel.address}"))
-    until(lambda: len(watch.execute_command("SENTINEL", "REPLICAS", "mymaster")) == 1)
-    run = stage.serving(stage.place(redis_url=f"redis+sentinel://{sentinel.address}/mymaster/0"))
-    # The copy stops listening: what is published next never reaches it, and then it becomes the primary.
-    replica.freeze()
-    run.send(PER_PHASE)
-    run.wait_learned()
-    with run.fault():
-        primary.kill()
-        replica.thaw()
-    return run.recovered("published again what the failover had forgotten", said="redis was behind")
-
-
 @fault("Redis", "one of three Cluster nodes killed, and back empty", needs="debian")
 def cluster_node(stage: Stage) -> Outcome:
     nodes = stage.stack.enter_context(three_primaries(stage.redis_kind, stage.directory))

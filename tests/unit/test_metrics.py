@@ -21,6 +21,7 @@ def metrics() -> Metrics:
     metrics.phase_stage_seconds.labels("learn").observe(2.5)
     metrics.quality.labels("ndcg@20", "champion").set(0.4)
     metrics.shadow_change.labels("candidate", "low").set(-0.01)
+    metrics.floor_change.labels("low").set(-0.01)
     metrics.prequential.labels("ndcg@20").set(0.4)
     metrics.http_requests.labels("/status", "200").inc()
     return metrics
