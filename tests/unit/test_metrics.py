@@ -20,6 +20,7 @@ def metrics() -> Metrics:
     metrics.consumer_lag_records.labels("interactions", "0").set(3)
     metrics.phase_stage_seconds.labels("learn").observe(2.5)
     metrics.quality.labels("ndcg@20", "champion").set(0.4)
+    metrics.expired.labels("items").inc()
     metrics.shadow_change.labels("candidate", "low").set(-0.01)
     metrics.floor_change.labels("low").set(-0.01)
     metrics.prequential.labels("ndcg@20").set(0.4)
