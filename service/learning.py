@@ -20,8 +20,10 @@ from service.intake import DeadLetters, Intake
 from service.intent import Intent
 from service.interventions import carry_out, reconcile, roll_back_below_floor
 from service.live import SINK_TROUBLE
+from service.patience import patiently
 from service.phase import run_phase
 from service.publication import PublicationError, Publisher
+from streams.source_types import SourceUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -93,12 +95,17 @@ class Learning:
                 continue
             if self._stopping.is_set():
                 return  # the next start does it again
-            self._run_phase(phase)
+            try:
+                self._run_phase(phase)
+            except SourceUnavailable:  # stopped while dead letters waited for Kafka: the next start does it again
+                if self._stopping.is_set():
+                    return
+                raise
             self._phases.task_done()
 
     def _run_phase(self, phase: ClosedPhase) -> None:
         # Dead letters are on the broker before the offsets that pass them are in a checkpoint.
-        self._letters.flush()
+        self._flush_letters()
         interrupted, self._interrupted = self._interrupted, None
         if interrupted is not None and phase.closed_by == "resumed":
             # Mending Redis may have taken a number since the start, above the one that was allotted before the crash.
@@ -112,7 +119,11 @@ class Learning:
         for arrival in over:
             record, detail = letter_of(arrival)
             self._letters.send(record, TOO_MANY_IDS, detail)
-        self._letters.flush()
+        self._flush_letters()
+
+    def _flush_letters(self) -> None:
+        """Waits for a Kafka that is away, as intake does, rather than end the daemon."""
+        patiently("kafka", SourceUnavailable, stopping=self._stopping)(self._letters.flush)
 
     def _learned(self, learned: Offsets) -> None:
         self._fast_path.forget(learned)
