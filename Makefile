@@ -2,6 +2,7 @@
 #   make demo      the whole of it on this machine: embedded broker and Redis, a simulated stream, a report
 #   make test      every test once
 #   make chaos     kills daemons a thousand times (KILLS=1000, SEED=) and says what came of it
+#   make fuzz      a million mutated records, a hundred thousand damaged checkpoints (RECORDS=, CHECKPOINTS=, SEED=)
 #   make faults    every fault of the schedule on real servers, and its table into docs/reliability.md
 #   make check     format, lint, types and the fast tests, as before each commit
 #   make install   headwater and what it needs in .venv, nothing else
@@ -10,7 +11,7 @@
 #   make clean     remove what these targets made (never ./var/headwater, a daemon's state)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test chaos faults lint check bench lock clean
+.PHONY: help install demo test chaos fuzz faults lint check bench lock clean
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python,$(shell \
 	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
@@ -20,6 +21,8 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check -c re
 SOURCES := $(wildcard streams/*.py models/*.py service/*.py)
 BENCHMARKS ?= decode poll publish
 KILLS ?= 1000
+RECORDS ?= 1000000
+CHECKPOINTS ?= 100000
 # The fast tests leave out these markers of pyproject.toml.
 FAST := not slow and not servers
 
@@ -36,6 +39,9 @@ test: $(VENV)/.test
 
 chaos: $(VENV)/.test
 	$(BIN)/python -m tests.chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.fuzz --records $(RECORDS) --checkpoints $(CHECKPOINTS) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.test
 	$(BIN)/python -m ruff format --check .
