@@ -25,12 +25,16 @@ _CHECK = re.compile(rb',"check":"([0-9a-f]{8})"}$')
 
 
 class JsonLines(Generic[T]):
-    """One such file of structs of one type; `points` is the prefix of its crash points."""
+    """One such file of structs of one type; `points` is the prefix of its crash points.
 
-    def __init__(self, path: Path, kind: type[T], *, points: str) -> None:
+    With `whole` the file is always replaced as a whole: no crash leaves a torn line, so that one is damage.
+    """
+
+    def __init__(self, path: Path, kind: type[T], *, points: str, whole: bool = False) -> None:
         self.path = path
         self._decoder = msgspec.json.Decoder(kind)
         self._points = points
+        self._whole = whole
         self._end = 0
 
     def read(self) -> tuple[list[T], list[int]]:
@@ -39,9 +43,9 @@ class JsonLines(Generic[T]):
             data = self.path.read_bytes()
         except FileNotFoundError:
             data = b""
-        self._end = data.rfind(b"\n") + 1
+        self._end = len(data) if self._whole else data.rfind(b"\n") + 1
         last = data.rfind(b"\n", 0, max(0, self._end - 1)) + 1
-        if b"\0" in data[last : self._end]:
+        if not self._whole and b"\0" in data[last : self._end]:
             self._end = last
         good: list[T] = []
         bad: list[int] = []
@@ -51,13 +55,15 @@ class JsonLines(Generic[T]):
                 bad.append(number)
             else:
                 good.append(value)
+        if self._whole and data and not data.endswith(b"\n") and not bad:
+            bad.append(len(good))
         return good, bad
 
     def append(self, *values: T) -> None:
         """Add lines, fsynced, all or none. `read` must have been called before: it finds where the last whole line
         ends."""
         data = b"".join(_encode(value) for value in values)
-        if len(values) == 1:
+        if len(values) == 1 and not self._whole:
             self._append_line(data)
         elif values:
             # A disk may write the last of several lines and not the first, which would look like damage.

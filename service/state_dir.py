@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Annotated
 
 import msgspec
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
@@ -88,7 +89,7 @@ class Layout:
 class StateIdentity(Sealed, frozen=True, kw_only=True):
     """Whose state a directory holds: `identity.json`."""
 
-    namespace: str
+    namespace: Annotated[str, msgspec.Meta(max_length=100)]
     state_id: str
     """Random, made with the directory: tells two state directories of one namespace apart."""
     cluster_id: str | None = None

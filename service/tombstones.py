@@ -48,7 +48,7 @@ class Tombstones:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = JsonLines(path, Tombstone, points="tombstones")
+        self._file = JsonLines(path, Tombstone, points="tombstones", whole=True)
         self._all, bad = self._file.read()
         self._places = {_place(stone) for stone in self._all}
         if bad:
