@@ -16,15 +16,14 @@ import structlog
 import torch
 
 from models.serving import Snapshot
-from models.soundness import finite
 from service.arrivals import Arrival, ClosedPhase, Offsets
 from service.catching_up import CAUGHT_UP, hurry
-from service.checkpoints import Checkpoint, CheckpointStore
+from service.checkpoints import CheckpointStore
 from service.collecting import Collected, apply_content, collect, remember
 from service.config import Config
 from service.connections import user_ids
 from service.crash_points import crash_point
-from service.dedupe import SEGMENT, Deduplicator
+from service.dedupe import SEGMENT
 from service.errors import HeadwaterError
 from service.expiry import expire
 from service.hold import Hold
@@ -33,16 +32,17 @@ from service.intent import Intent, IntentFile
 from service.live import SINK_TROUBLE
 from service.manifest import CheckpointFacts, Manifest
 from service.metrics import Metrics
-from service.model_changes import carried_over, settings, shadow_in_place
+from service.model_changes import settings
 from service.phase_log import Decision, PhaseLine, PhaseLog
 from service.phase_metrics import count_phase, time_phase
 from service.prequential import CHUNK, measure
 from service.promotion import Verdict
 from service.publication import PublicationError, Publisher
+from service.resuming import Checkpoints
 from service.sealed import content_explained, damaged
 from service.state_dir import StateDirectory
 from service.tombstones import Tombstones
-from service.trainer import Attempt, State, Trainer, torch_threads, training_threads
+from service.trainer import Attempt, State, torch_threads, training_threads
 from streams.events import Item, User
 from streams.source_types import TopicPartition
 from streams.user_ids import fingerprint
@@ -69,9 +69,6 @@ class Engine:
         """With `adopt_shadow`, a checkpoint of another `[model]` is opened with what its shadow learned, where that
         fits."""
         self.config = config
-        self._adopt_shadow = adopt_shadow
-        self.adopted = False
-        """The weights are those of the last checkpoint's shadow; what is served has another `[model]`."""
         torch.set_num_threads(training_threads(config.train))  # also for what is computed between phases
         state.bind_user_key(fingerprint(user_ids(config)))
         self.state = state
@@ -96,23 +93,21 @@ class Engine:
         """Kafka's, once a daemon has seen it; None while offsets are those of files or of nothing."""
         self.evaluation_chunk = CHUNK
         self.headline = (f"recall_at_{config.evaluate.k}", f"ndcg_at_{config.evaluate.k}")
-        self._open()
+        self._open(adopt_shadow=adopt_shadow)
 
-    def _open(self) -> None:
+    def _open(self, *, adopt_shadow: bool) -> None:
         for sentence in self.store.sweep():
             log.warning("tidied up after a crash", what=sentence)
         self.parent = self.store.latest()
         self.phase_log = PhaseLog(self.state.layout.phases)
         for sentence in [*self.phase_log.problems, *self.phase_log.repair(self.store.phase_lines())]:
             log.warning("phases.jsonl was mended", what=sentence)
-        self._finish_promotion()
-        if self.parent is None:
-            self.manifest: Manifest | None = None
-            self.maxima: dict[TopicPartition, float] = {}
-            self.trainer = Trainer.fresh(self.config)
-            self.dedupe = Deduplicator(capacity=self.config.events.dedupe_events)
-        else:
-            self._restore(self.parent)
+        self.checkpoints = Checkpoints(self.config, self.store, self.tombstones)
+        resumed = self.checkpoints.resume(self.parent, adopt_shadow=adopt_shadow)
+        self.manifest, self.maxima = resumed.manifest, resumed.maxima
+        self.trainer, self.dedupe = resumed.trainer, resumed.dedupe
+        self.adopted = resumed.adopted
+        """The weights are those of the last checkpoint's shadow; what is served has another `[model]`."""
         self.parent_snapshot = self._sound(self.trainer.snapshot(version=self.parent or 0))
         crash_point("start.restored")
         # Looked up when asked for: a verb changes both between two phases, and whoever gave it may look at once.
@@ -120,43 +115,6 @@ class Engine:
         self.metrics.promotion_held.set_function(lambda: self.held)
         self.metrics.catalogue_items.set(self.trainer.memory.n_items)
         self.metrics.known_users.set(self.trainer.memory.n_users)
-
-    def _finish_promotion(self) -> None:
-        """A crash came after a promoted version was saved and before it was named champion: it is named now, so that
-        readers get it and the next candidate is compared with it, as if there had been no crash."""
-        if self.parent is None or self.store.manifest(self.parent).decision != "promoted":
-            return
-        named = self.store.named()[1]
-        if (self.store.champion() == self.parent) if named is None else (named < self.parent):
-            self.store.set_champion(self.parent)
-            log.warning("finished a promotion that a crash had cut short", version=self.parent)
-
-    def _restore(self, version: int) -> None:
-        checkpoint = self.store.load(version)
-        self.manifest = checkpoint.manifest
-        champion = self.store.champion()
-        with content_explained(self.state.layout.checkpoint(version)):
-            self._take_over(checkpoint, champion)
-
-    def _take_over(self, checkpoint: Checkpoint, champion: int | None) -> None:
-        assert self.manifest is not None
-        state, self.adopted = checkpoint.state["trainer"], False
-        if self._adopt_shadow and (adopted := shadow_in_place(self.config, state, checkpoint.manifest.spec)):
-            state, self.adopted = adopted, True
-        else:
-            state = carried_over(self.config, state, checkpoint.manifest.spec)
-        self.maxima = _maxima(checkpoint.state["maxima"])
-        segments: dict[str, Any] = dict(checkpoint.segments)
-        event_ids = segments.pop(SEGMENT, ())
-        if champion is None or self.adopted:
-            champion_state = None
-        else:
-            champion_state = state if champion == self.manifest.version else self._stored_state(champion)
-        self.trainer = Trainer.restore(self.config, state, segments, champion_state)
-        for kind, forget in (("items", self.trainer.memory.forget_item), ("users", self.trainer.memory.forget_user)):
-            for one in self.tombstones.pending(kind, checkpoint.manifest):  # type: ignore[arg-type]
-                forget(one)
-        self.dedupe = Deduplicator.restore(event_ids, capacity=self.config.events.dedupe_events)
 
     # What learning resumes from
 
@@ -438,27 +396,22 @@ class Engine:
 
     def champion_snapshot(self, version: int) -> Snapshot:
         """The served version's weights over today's catalogue and histories. Raises StateError."""
-        with content_explained(self.state.layout.checkpoint(version)):
+        with content_explained(self.checkpoints.directory(version)):
             state = self.trainer_state(version)
             return self._sound(self.trainer.snapshot(version=version, state=state))
 
     def _sound(self, snapshot: Snapshot) -> Snapshot:
         """Weights can be finite and their vectors not: such a version is not served."""
         if not snapshot.finite:
-            raise damaged(self.state.layout.checkpoint(snapshot.version), "its vectors are not finite")
+            raise damaged(self.checkpoints.directory(snapshot.version), "its vectors are not finite")
         return snapshot
 
     def trainer_state(self, version: int) -> State:
         """What a version's checkpoint holds for the trainer, for today's modalities. Raises StateError."""
-        state = self._stored_state(version)
-        with content_explained(self.state.layout.checkpoint(version)):
+        state = self.checkpoints.state(version)
+        with content_explained(self.checkpoints.directory(version)):
             self.trainer.check(state)
         return state
-
-    def _stored_state(self, version: int) -> State:
-        checkpoint = self.store.load(version)
-        with content_explained(self.state.layout.checkpoint(version)):
-            return carried_over(self.config, checkpoint.state["trainer"], checkpoint.manifest.spec)
 
     def go_on_from(self, manifest: Manifest, state: dict[str, Any]) -> None:
         """Learning resumes from a checkpoint made by hand (`rollback --relearn`)."""
@@ -494,12 +447,6 @@ def _nobody(_learned: Offsets) -> None:
 def _say_over_limit(over: Sequence[Arrival]) -> None:
     """Where there are no dead letters: replay."""
     log.warning("records bring too many ids and are left out", records=len(over))
-
-
-def _maxima(stored: Any) -> dict[TopicPartition, float]:
-    """The greatest event time by partition. Raises ValueError or TypeError for anything else."""
-    finite(stored, "maxima")
-    return msgspec.convert({(topic, partition): at for topic, partition, at in stored}, dict[tuple[str, int], float])
 
 
 def _plain(offsets: Offsets) -> dict[str, dict[int, int]]:

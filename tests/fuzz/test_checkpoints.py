@@ -109,7 +109,7 @@ def test_it_finds_a_loader_that_trusts_digests(fuzz: CheckpointFuzz) -> None:
 
 
 def test_it_finds_rows_that_nobody_checks(fuzz: CheckpointFuzz) -> None:
-    with mock.patch("models.stored.check_events"), mock.patch("service.engine.content_explained"):
+    with mock.patch("models.stored.check_events"), mock.patch("service.resuming.content_explained"):
         assert _found(fuzz, ["segments/g000/events.seg"], right=True)
 
 

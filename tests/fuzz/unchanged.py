@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from models.serving import Snapshot
-from service.engine import Engine
+from service.resuming import Checkpoints, Resumed
 from service.trainer import Trainer
 
 MOST = 40
@@ -45,12 +45,12 @@ class Restored:
     def in_use(self, undamaged: Mapping[int, str], tombstones: bytes) -> Iterator[None]:
         """`undamaged`: digests of loaded states by the identity of their `learner`. `tombstones`: the file, since what
         it says is forgotten is taken out of a restored memory."""
-        take_over = Engine._take_over
+        take_over = Checkpoints._take_over
 
-        def noting(engine: Engine, checkpoint: Any, champion: int | None) -> None:
+        def noting(stored: Checkpoints, checkpoint: Any, champion: int | None, **options: Any) -> Resumed:
             facts = checkpoint.manifest
             self._context = (hashlib.sha256(tombstones).digest(), repr((facts.offsets, facts.cluster_id)))
-            take_over(engine, checkpoint, champion)
+            return take_over(stored, checkpoint, champion, **options)
 
         def restore(cls: type[Trainer], config: Any, state: Any, segments: Any, champion: Any) -> Trainer:
             parts = [undamaged.get(id(one["learner"])) for one in (state, champion) if one is not None]
@@ -76,7 +76,7 @@ class Restored:
             return self._snapshots[key]
 
         with (
-            mock.patch.object(Engine, "_take_over", noting),
+            mock.patch.object(Checkpoints, "_take_over", noting),
             mock.patch.object(Trainer, "restore", classmethod(restore)),
             mock.patch.object(Trainer, "snapshot", snapshot),
         ):
