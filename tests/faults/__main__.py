@@ -1,11 +1,13 @@
 """Plays the fault schedule: `python -m tests.faults [--only WORD …] [--outage 120] [--restarts 200] [--write]`.
 
-With `--write` the table goes into `docs/reliability.md`. Exit code 1 if a fault had another outcome than it should.
+With `--write` the table goes into `docs/reliability.md`, where faults that were not played keep their rows. Exit code 1
+if a fault had another outcome than it should.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 import tempfile
@@ -16,10 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from streams.kafka_producer import EventProducer
-from tests.faults.page import write_section
-from tests.faults.report import table
+from tests.faults.page import section, write_section
+from tests.faults.report import Cells, cells, row, rows_of, table
 from tests.faults.schedule import SCHEDULE, missing, play
-from tests.faults.stage import Fault, Outcome, Unplayable
+from tests.faults.stage import Outcome, Unplayable
 from tests.servers import Broker, kafka_kinds, new_broker
 
 
@@ -32,7 +34,7 @@ def main() -> int:
     arguments.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     options = arguments.parse_args()
     chosen = [fault for fault in SCHEDULE if not options.only or any(word in fault.id for word in options.only)]
-    results: list[tuple[Fault, Outcome | str]] = []
+    results: dict[str, Cells] = {}
     failed = 0
     began = time.monotonic()
     with ExitStack() as stack:
@@ -54,15 +56,15 @@ def main() -> int:
                 failed += 1
                 traceback.print_exc()
                 outcome = "**FAILED**"
-            results.append((fault, outcome))
-            print(f"{table([(fault, outcome)]).splitlines()[-1]}", flush=True)
+            results[fault.name] = cells(fault, outcome)
+            print(row(fault.group, results[fault.name]), flush=True)
     print(f"{len(results)} faults played, {failed} failed, in {time.monotonic() - began:.0f} s")
     if options.write:
+        found = {**rows_of(section("faults").splitlines()), **results}
         when = datetime.now(UTC).strftime("%Y-%m-%d")
-        stated = (
-            f"Run of {when} on {platform.machine()}, {kind} Kafka; what was away was away for {options.outage:.0f} s."
-        )
-        write_section("faults", f"{stated}\n\n{table(results)}")
+        away = f"what was away was away for {options.outage:.0f} s"
+        stated = f"Run of {when} on {os.cpu_count()} cores ({platform.machine()}), {kind} Kafka; {away}."
+        write_section("faults", f"{stated}\n\n{table(found)}")
     return 1 if failed else 0
 
 

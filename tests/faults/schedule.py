@@ -43,7 +43,7 @@ def play(fault: Fault, directory: Path, broker: Broker, *, outage_s: float, rest
     with ExitStack() as stack:
         stage = Stage(
             directory,
-            f"{fault.id[:40]}-{os.getpid()}",
+            f"fault{SCHEDULE.index(fault)}-{os.getpid()}",
             broker.server,
             broker.producer,
             broker.kind,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.page import write_section
-from tests.faults.report import table
+from tests.faults.page import section, write_section
+from tests.faults.report import cells, rows_of, table
 from tests.faults.schedule import SCHEDULE, missing, play
 from tests.faults.stage import Fault, Outcome
 from tests.servers import Broker
@@ -30,23 +30,25 @@ def test_it_recovers_by_itself_and_loses_nothing(
 
 
 def test_names_tell_faults_apart() -> None:
-    ids = [fault.id for fault in SCHEDULE]
-    assert len(set(ids)) == len(ids)
+    for names in ([fault.id for fault in SCHEDULE], [fault.name for fault in SCHEDULE]):
+        assert len(set(names)) == len(names)
 
 
-def test_a_run_changes_its_own_section_of_the_page_and_no_other(tmp_path: Path) -> None:
+def test_a_run_changes_its_own_rows_of_its_section_and_nothing_else(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# Page\n<!-- faults -->\nold\n<!-- end of faults -->\nkept\n")
-    results: list[tuple[Fault, Outcome | str]] = [
-        (SCHEDULE[0], Outcome("came back", 1.25, 0, "redis was | away: /a/b/c.toml")),
-        (SCHEDULE[1], "not played: needs another server"),
-    ]
-    write_section("faults", table(results), page)
+    page.write_text("# Page\n<!-- faults -->\n<!-- end of faults -->\nkept\n")
+    first, second, *_ = SCHEDULE
+    outcome = Outcome("came back", 1.25, 0, "redis was | away: /a/b/c.toml")
+    found = {first.name: cells(first, outcome), second.name: cells(second, "not played: needs root")}
+    write_section("faults", table(found), page)
+    assert rows_of(section("faults", page).splitlines()) == found
+    again = {second.name: cells(second, Outcome("stopped", None, 3, "no"))}
+    write_section("faults", table({**rows_of(section("faults", page).splitlines()), **again}), page)
     text = page.read_text()
-    assert "old" not in text
     assert text.startswith("# Page\n<!-- faults -->\n")
     assert text.endswith("<!-- end of faults -->\nkept\n")
-    assert "came back | 1.2 | 0 | `redis was \\| away: …/c.toml`" in text
-    assert "not played: needs another server" in text
+    assert f"| **Redis** | {first.name} | came back | 1.2 | 0 | `redis was \\| away: …/c.toml` |" in text
+    assert f"|  | {second.name} | stopped | stops | 3 | `no` |" in text
+    assert "not played" not in text
     with pytest.raises(ValueError, match="no section"):
         write_section("another", "", page)
