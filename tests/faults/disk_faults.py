@@ -45,7 +45,7 @@ def full(stage: Stage) -> Outcome:
     assert run.daemon.running, run.daemon.tail()
     ballast.unlink()
     run.lift()
-    return run.recovered("kept serving, tried the phase again until there was room", said="No space left|room")
+    return run.recovered("kept serving, tried the phase again until there was room", said="back to the last checkpoint")
 
 
 @fault("Disk", "the state directory may not be written for a while")
@@ -63,7 +63,7 @@ def read_only(stage: Stage) -> Outcome:
     for directory in directories:
         directory.chmod(0o700)
     run.lift()
-    return run.recovered("kept serving, tried until it could write", said="Permission denied")
+    return run.recovered("kept serving, tried until it could write", said="back to the last checkpoint")
 
 
 def says(run: Run, pattern: str) -> bool:

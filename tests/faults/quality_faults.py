@@ -18,7 +18,7 @@ from tests.faults.stage import FIRST, PER_PHASE, Outcome, Stage, fault
 SPOILED_PHASES = 9
 
 
-@fault("Quality", "served version far below decayed popularity", quick=True)
+@fault("Quality", "served version far below decayed popularity")
 def below_the_floor(stage: Stage) -> Outcome:
     place = stage.place()
     # A gate that lets everything pass, which small windows make of any gate.

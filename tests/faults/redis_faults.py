@@ -59,7 +59,7 @@ def killed_with_data(stage: Stage) -> Outcome:
     )
 
 
-@fault("Redis", "answers nothing (SIGSTOP)", quick=True)
+@fault("Redis", "answers nothing (SIGSTOP)")
 def frozen(stage: Stage) -> Outcome:
     run = stage.serving()
     with run.fault():
@@ -128,7 +128,7 @@ def bucket_deleted(stage: Stage) -> Outcome:
     return run.recovered("noticed and wrote the lost vectors again, under the same version", said="redis")
 
 
-@fault("Redis", "the pointer deleted by hand", quick=True)
+@fault("Redis", "the pointer deleted by hand")
 def pointer_deleted(stage: Stage) -> Outcome:
     run = stage.serving()
     version = served(run)
