@@ -11,7 +11,7 @@ def looks(rss: Callable[[int], float]) -> list[Look]:
     """A thousand phases in four lives; everything but memory stays as it is."""
     same = {name: 3 for name in FIGURES if name != "rss"}
     return [
-        Look(phase=phase, life=1 + phase // 250, seconds=float(phase), rss=rss(phase), **same)  # type: ignore[arg-type]
+        Look(phase=phase, life=1 + phase // 250, seconds=float(phase), rss=rss(phase), **same)
         for phase in range(1, 1_001)
     ]
 
