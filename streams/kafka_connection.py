@@ -10,6 +10,7 @@ from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
 
 from streams.kafka_errors import DENIED, translated
+from streams.kafka_records import read_any_header_name
 from streams.kafka_transport import read_to_the_end
 from streams.source_types import SourceDenied
 
@@ -19,6 +20,7 @@ def connected_consumer(settings: Mapping[str, Any]) -> KafkaConsumer:
 
     Raises `SourceUnavailable`, or `SourceDenied` when a broker was reached but refused us.
     """
+    read_any_header_name()
     consumer = _connected(KafkaConsumer, settings)
     _forbid_making_topics(consumer._cluster)
     return consumer

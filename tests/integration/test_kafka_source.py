@@ -90,6 +90,32 @@ def test_every_codec_is_read(kafka: Broker, codec: str | None, open_source: Call
     assert [record.timestamp_ms for record in records] == [1_700_000_000_000 + number for number in range(500)]
 
 
+class NotUtf8(str):
+    """A header's name as a client of another language may send it."""
+
+    def encode(self, *_: object) -> bytes:
+        return b"caf\xe9"
+
+
+@pytest.mark.parametrize("codec", [None, "zstd"])
+def test_a_header_whose_name_is_not_utf8_does_not_end_the_reading(
+    kafka: Broker, codec: str | None, open_source: Callable[..., KafkaSource]
+) -> None:
+    topic = kafka.topic()
+    with EventProducer(bootstrap_servers=kafka.address, compression=codec, linger_ms=200) as producer:
+        producer.send(topic, b"k", b"before", headers=[("ce_id", b"1")])
+        producer.send(topic, b"k", b"itself", headers=[(NotUtf8("name"), b"v"), ("ce_id", b"2")])
+        producer.send(topic, b"k", b"after", headers=[("caf\xe9", b"w")])
+        producer.flush()
+    source = open_source(kafka.address, topic)
+    source.assign(source.beginning())
+    records = read_to_end(source)
+    assert [record.value for record in records] == [b"before", b"itself", b"after"]
+    assert [record.headers for record in records] == [
+        (("ce_id", b"1"),), (("caf\ufffd", b"v"), ("ce_id", b"2")), (("caf\xe9", b"w"),)
+    ]  # fmt: skip
+
+
 def test_the_end_is_true_for_many_small_batches(kafka: Broker, open_source: Callable[..., KafkaSource]) -> None:
     topic = kafka.topic(partitions=3)
     for number in range(90):
