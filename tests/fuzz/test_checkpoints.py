@@ -33,6 +33,7 @@ from tests.fuzz.stored_state import made_right
 COUNT = 100
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_refused_or_served_whole() -> None:
     counts = fuzz_checkpoints(COUNT, seed=random.SystemRandom().randrange(2**32))
     told = Counter[str]()
@@ -108,11 +109,13 @@ def test_it_finds_a_loader_that_trusts_digests(fuzz: CheckpointFuzz) -> None:
         fuzz._serve(b"")
 
 
+@pytest.mark.slow
 def test_it_finds_rows_that_nobody_checks(fuzz: CheckpointFuzz) -> None:
     with mock.patch("models.stored.check_events"), mock.patch("service.resuming.content_explained"):
         assert _found(fuzz, ["segments/g000/events.seg"], right=True)
 
 
+@pytest.mark.slow
 def test_it_finds_bytes_that_nobody_hashes(fuzz: CheckpointFuzz) -> None:
     class AnyDigest(str):
         def __ne__(self, other: object) -> bool:

@@ -49,6 +49,7 @@ def loaded(path: Path | None, tables: dict[str, object] | None = None) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_loaded_or_refused(tmp_path: Path) -> None:
     whole, path, chance = EXAMPLE.read_bytes(), tmp_path / "headwater.toml", random.Random(1)
     path.write_bytes(whole)
@@ -60,6 +61,7 @@ def test_a_damaged_file_is_loaded_or_refused(tmp_path: Path) -> None:
     assert 0.02 * COUNT < whole_still < 0.98 * COUNT
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(keys, values, max_size=4))
 def test_any_values_are_a_configuration_or_sentences(tmp_path: Path, given: dict[tuple[str, str], object]) -> None:

@@ -15,6 +15,7 @@ from tests.unit.test_events import NOW_MS, decoder
 COUNT = 10
 
 
+@pytest.mark.slow
 def test_mutated_records_are_accepted_or_dead_letters() -> None:
     assert fuzz_records(COUNT, seed=random.SystemRandom().randrange(2**32)) == {"taken in": COUNT}
 
