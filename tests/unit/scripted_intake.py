@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from service.arrivals import ClosedPhase
 from service.config import Config
 from service.connections import event_decoder
+from service.errors import ForeignState
 from service.fast_path import FastPath
 from service.intake import Intake
 from service.live import Live
@@ -24,7 +25,7 @@ from service.metrics import Metrics
 from streams.events import Record
 from streams.memory_sink import MemorySink
 from streams.memory_source import MemorySource, MemoryTopics
-from streams.source_types import SourceUnavailable, TopicPartition
+from streams.source_types import Identity, SourceUnavailable, TopicPartition
 
 PARTITIONS = 3
 NAMES = ("interactions", "items", "users")
@@ -139,7 +140,14 @@ class Reading:
             resume_to=None if resume is None else resume.end,
             stop_at=world.end() if once else None,
             ticks=lambda: world.now,
+            recognise=lambda identity: self.recognise(identity),
         )
+
+    def recognise(self, identity: Identity) -> None:
+        """As the state directory does: other topics than at the first look are refused."""
+        self.known = getattr(self, "known", identity)
+        if identity != self.known:
+            raise ForeignState("A topic was made anew.")
 
     def learn(self) -> None:
         """Takes the phase that waits, if one does."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.arrivals import ClosedPhase
-from service.errors import DataTruncated
+from service.errors import DataTruncated, ForeignState
 from tests.unit.scripted_intake import NAMES, PARTITIONS, Reading, World
 
 
@@ -167,6 +167,23 @@ def first_phase(world: World, end: int) -> ClosedPhase:
     ends = {"interactions": {0: end, 1: 0, 2: 0}, "items": {0: 0}, "users": {0: 0}}
     starts = {topic: dict.fromkeys(partitions, 0) for topic, partitions in ends.items()}
     return ClosedPhase(start=starts, end=ends, opened_at=0, closed_at=0, closed_by="count")
+
+
+def test_a_topic_made_anew_and_longer_than_what_was_read_is_not_read_on_in_its_middle() -> None:
+    world = World()
+    for number in range(4):
+        world.click(0, time=number)
+    reading = Reading(world, max_events=4)
+
+    def remake() -> None:
+        world.topics.delete("interactions")
+        world.topics.create("interactions", partitions=PARTITIONS)
+        for number in range(12):
+            world.click(0, time=100 + number)
+
+    with pytest.raises(ForeignState):
+        reading.run(lambda: None, reading.learn, remake, polls=6)
+    assert [phase.end["interactions"][0] for phase in reading.phases] == [4]
 
 
 def test_records_that_kafka_has_deleted_stop_the_daemon_unless_they_may_be_counted() -> None:
