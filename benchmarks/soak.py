@@ -106,11 +106,15 @@ def main(
         daemon = stack.enter_context(
             DemoDaemon(directory=directory, config=directory / "headwater.toml", write_config=write_config)
         )
-        world = World(seed=7, users=100, items=150, events=(phases + AHEAD) * phase_events, latent_dim=4)
+        world = World(seed=7, users=100, items=150, events=(phases + AHEAD) * phase_events, latent_dim=4, no_repeat=20)
         sender = Sender(producer, messages(Simulator(world)))
-        looks = list(_soak(daemon, client, directory / "state", sender, phases, restart_every, phase_events))
+        looks: list[Look] = []
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):  # what there is by then is told
+            for look in _soak(daemon, client, directory / "state", sender, phases, restart_every, phase_events):
+                looks.append(look)
     verdicts = judge(looks, settle=settle)
-    report = {"phases": phases, "restarts": looks[-1].life - 1, "phase_events": phase_events, "server": server}
+    report = {"phases": looks[-1].phase, "restarts": looks[-1].life - 1, "phase_events": phase_events, "server": server}
     report |= {"hours": looks[-1].seconds / 3600, "figures": verdicts, "looks": [asdict(look) for look in looks]}
     out.with_suffix(".json").write_text(json.dumps(report) + "\n")
     _print(report, settle)
