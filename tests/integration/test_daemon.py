@@ -44,20 +44,6 @@ def place(
 on_every_kind = pytest.mark.parametrize("place", kafka_kinds(), indirect=True)
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., DaemonProcess]]:
-    """Starts daemons, none of which outlives the test."""
-    with ExitStack() as running:
-
-        def run(place: Place, *args: str) -> DaemonProcess:
-            daemon = DaemonProcess(place, *args)
-            running.callback(daemon.kill)
-            daemon.start()
-            return daemon
-
-        yield run
-
-
 def accounted(lines: list[PhaseLine], topic: str) -> int:
     """Checks that the phases follow one another and account for every offset; returns the events."""
     assert [line.phase for line in lines] == list(range(1, len(lines) + 1))

@@ -7,7 +7,6 @@ import base64
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -38,20 +37,6 @@ START = 1_735_700_000.0
 def redis_address(tmp_path: Path) -> Iterator[str]:
     with new_redis("embedded", tmp_path / "redis") as server:
         yield server.address
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., DaemonProcess]]:
-    """Starts daemons, none of which outlives the test."""
-    with ExitStack() as running:
-
-        def run(place: Place, *args: str) -> DaemonProcess:
-            daemon = DaemonProcess(place, *args)
-            running.callback(daemon.kill)
-            daemon.start()
-            return daemon
-
-        yield run
 
 
 def click(user: str, item: str, time: float) -> Message:

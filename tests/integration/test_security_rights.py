@@ -6,8 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +48,6 @@ def let_in(server: EmbeddedRedis, namespace: str, password: str = "secret") -> A
         admin.execute_command("ACL", "SETUSER", user, *line)
     admin.execute_command("ACL", "SETUSER", "default", "off")
     return admin
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., DaemonProcess]]:
-    """Starts daemons, none of which outlives the test."""
-    with ExitStack() as running:
-
-        def run(place: Place, *args: str) -> DaemonProcess:
-            daemon = DaemonProcess(place, *args)
-            running.callback(daemon.kill)
-            daemon.start()
-            return daemon
-
-        yield run
 
 
 @pytest.mark.parametrize("kind", redis_kinds())
