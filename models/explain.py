@@ -161,7 +161,9 @@ def _by_user(
     # the place stays taken: how long the history is, and what its values are on average, is what it was
     without = histories.rows(np.zeros(len(places) + 2, np.int64))
     each = np.arange(len(places))
-    without.item_BL[each, places] = without.past_BP[each, places] = -1
+    without.item_BL[each, places] = -1
+    averaged = places < without.past_BP.shape[1]
+    without.past_BP[each[averaged], places[averaged]] = -1
     without.past_BP[-2, histories.item_BL.shape[1] :] = -1
     rows = np.repeat(local, len(places) + 2)
     rows[-1] = -1  # the last is without the user's features

@@ -1,8 +1,8 @@
 # ruff: noqa: N815 (shape suffixes)
 """What the user tower reads: the last events of many users' histories, as arrays of one shape.
 
-Shape suffixes: B users or examples, L places of a history, P places of all of the past that is known (at least L),
-both newest first.
+Shape suffixes: B users or examples, L places of a history, P places of all of the past that is known, both newest
+first.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ class Histories:
         """
         if len(log) == 0:
             return cls.empty(len(start_B), length)
-        position_BP = log.histories(start_B, PAST)
+        position_BP = log.histories(start_B, max(PAST, length))
         there_BP = position_BP >= 0
         if until_B is not None:
             there_BP = there_BP & (log.time[position_BP] < until_B[:, None])
         position_BL, there_BL = position_BP[:, :length], there_BP[:, :length]
+        position_BP, there_BP = position_BP[:, :PAST], there_BP[:, :PAST]
         some_B = start_B >= 0
         return cls(
             item_BL=np.where(there_BL, log.item[position_BL], -1).astype(np.int64),

@@ -18,7 +18,7 @@ from torch.nn import functional
 Ints = NDArray[np.int64]
 
 PAST = 256
-"""How far back it is known what a user did: what came before says next to nothing that this does not."""
+"""How many of a user's events are known and averaged; those before count for nothing."""
 HALF_LIFE = 128.0
 """After so many later events of the same user one counts half."""
 _DECAY_P = 0.5 ** (np.arange(PAST) / HALF_LIFE)

@@ -16,6 +16,7 @@ from models.learner import Learner
 from models.memory import EventBatch, Memory
 from models.objectives import OBJECTIVES
 from models.overlay import Overlay
+from models.past import PAST
 from models.serving import Snapshot
 from models.spec import ModelSpec, TrainSpec
 from tests.unit.test_learner import spec_of
@@ -116,6 +117,15 @@ def test_a_part_of_the_history_is_what_the_user_vector_loses_without_it(head: st
         assert event["score"] == pytest.approx(lost, abs=CLOSE)
     assert any(abs(event["score"]) > 1e-3 for event in events)
     assert abs(found["user"]["earlier"]) > 1e-3
+
+
+def test_a_history_longer_than_what_is_averaged_is_explained_to_its_end() -> None:
+    overlay = served(history=PAST + 20)
+    events = later(PAST + 30)
+    overlay.observe(EventBatch(["busy"] * len(events), events.items, events.actions, events.values, events.times))
+    found = why(overlay, "busy", "7")
+    assert len(found["user"]["history"]) == PAST + 20
+    assert by_user(found) == pytest.approx(found["score"], abs=CLOSE)
 
 
 def test_who_did_no_more_than_is_read_did_nothing_earlier() -> None:

@@ -42,6 +42,22 @@ def test_gathered_vectors_give_the_same() -> None:
     assert not torch.allclose(mean[0], mean[1])
 
 
+@pytest.mark.parametrize("length", [PAST + 40, 5])
+def test_a_history_may_be_longer_than_what_is_averaged(length: int) -> None:
+    log = EventLog()
+    log.add_user()
+    n = PAST + 60
+    log.append(
+        user=np.zeros(n, np.int64), item=np.arange(n), action=np.zeros(n, np.int64), weight=np.ones(n, np.float32),
+        value=np.full(n, np.nan, np.float32), time=np.arange(n, dtype=np.float64),
+    )  # fmt: skip
+    found = Histories.from_log(log.view(), np.array([n - 1]), length)
+    assert found.item_BL[0].tolist() == list(range(n - 1, n - 1 - length, -1))
+    assert found.past_BP[0].tolist() == list(range(n - 1, n - 1 - PAST, -1))
+    both = Histories.empty(1, length).followed_by(found)
+    assert both.item_BL.tolist() == found.item_BL.tolist()
+
+
 def test_the_past_begins_with_the_history_and_ends_before_the_event() -> None:
     log = EventLog()
     log.add_user()
