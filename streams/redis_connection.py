@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.connection import parse_url
+from redis.connection import Connection, parse_url
 from redis.credentials import CredentialProvider
 from redis.exceptions import (
     AuthenticationError,
@@ -95,16 +95,20 @@ def connect(url: str, *, username: str | None = None, password: Password = None,
         _drop(options, "connection_class", "host", "port", "db")
         with translated():
             startup = [ClusterNode(host, port) for host, port in nodes]  # type: ignore[no-untyped-call]
+            if security == "rediss":
+                options |= {"redis_connect_func": _take_tickets}
             return RedisCluster(startup_nodes=startup, ssl=security == "rediss", retry=Retry(NoBackoff(), 3), **options)
     # One retry at once: a pooled connection may have died unseen. Longer waits are the caller's.
     options |= {"retry": Retry(NoBackoff(), 1), "health_check_interval": 30}
+    if security == "rediss":
+        options |= {"redis_connect_func": _greet}
     if topology == "sentinel":
         _drop(options, "connection_class", "host", "port")
         of_sentinel = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
         shared = {
             name: value
             for name, value in options.items()
-            if name.startswith(("socket_", "ssl", "protocol", "retry", "driver_"))
+            if name.startswith(("socket_", "ssl", "protocol", "retry", "driver_", "redis_connect_"))
         }
         sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
             nodes, sentinel_kwargs={**shared, **of_sentinel, "ssl": security == "rediss"}
@@ -143,6 +147,20 @@ def _give_credentials(options: dict[str, Any], username: str | None, password: P
         options["credential_provider"] = _Credentials(options.pop("username", None), password)
     elif password:
         options["password"] = password
+
+
+def _greet(connection: Connection) -> None:
+    connection.on_connect()  # type: ignore[no-untyped-call]
+    _take_tickets(connection)
+
+
+def _take_tickets(connection: Connection) -> None:
+    """Read the session tickets that a TLS 1.3 server sends once the handshake is over: they come before this answer.
+
+    Unread, they make a fresh connection look as if an answer had been left on it, and redis-py refuses to use it.
+    """
+    connection.send_command("PING", check_health=False)  # type: ignore[no-untyped-call]
+    connection.read_response()
 
 
 def _drop(options: dict[str, Any], *names: str) -> None:

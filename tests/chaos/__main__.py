@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 
 # One thread each, as in the tests: before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -58,7 +59,7 @@ def main() -> int:
     # What is found half done after a kill is looked at, not warned of.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     print(f"{args.kills} kills, seed {seed}, {kafka} Kafka and {redis} Redis", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what there is by then is told
+    signal.signal(signal.SIGTERM, _stop)
     started = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="headwater-chaos-"))
     with ExitStack() as stack:
@@ -79,6 +80,12 @@ def main() -> int:
         print(f"what is left of it: {directory}; again with --kills {args.kills} --seed {seed}")
         return 1
     return 0
+
+
+def _stop(_signum: int, _frame: FrameType | None) -> None:
+    """As Ctrl-C: what there is by then is told. Once: `timeout` sends it to the process and then to its group."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def report(tally: Tally, *, minutes: float) -> None:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import tenacity
 from streams.embedded import EmbeddedRedis, free_port
 from streams.publisher import RedisSink
 from streams.reader import Reader
+from streams.redis_connection import connect
 from streams.redis_keys import Pointer, vector_bytes
 from streams.sink_types import Fenced, SinkRefused, SinkUnavailable
 from tests.integration.test_redis_refusals import PAGE, rights
@@ -108,6 +109,17 @@ def tls(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 def test_over_tls(tls: tuple[str, Path]) -> None:
     address, certificate = tls
     use_everything(f"rediss://{address}/0?ssl_ca_certs={certificate}")
+
+
+def test_a_fresh_connection_over_tls_holds_nothing_unread(tls: tuple[str, Path]) -> None:
+    """TLS 1.3 sends tickets after the handshake; redis-py takes a connection with anything unread for a spoiled one."""
+    address, certificate = tls
+    client: Any = connect(f"rediss://{address}/0?ssl_ca_certs={certificate}")
+    with closing(client):
+        connection = client.connection_pool.make_connection()
+        connection.connect()
+        assert not connection.can_read(timeout=0.5)
+        connection.disconnect()
 
 
 def test_a_certificate_that_nobody_vouches_for_is_not_taken(tls: tuple[str, Path]) -> None:
