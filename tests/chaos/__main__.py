@@ -1,35 +1,33 @@
 """`python -m tests.chaos --kills 1000`: kills daemons at every named point and at random, and says what came of it.
 
-Exit code 0 only if nothing was lost, nothing learned twice, and every state was that of an uninterrupted run.
+Exit code 0 only if all were made, nothing was lost, nothing learned twice, and every state was that of an uninterrupted
+run.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
+import multiprocessing
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from types import FrameType
 
 # One thread each, as in the tests: before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import structlog
-
 from service.crash_points import POINTS
-from streams.kafka_producer import EventProducer
-from tests.chaos import chains
-from tests.chaos.arena import Servers
 from tests.chaos.chains import Tally
-from tests.servers import kafka_kinds, new_broker, new_redis, redis_kinds
+from tests.chaos.job import stop_at_signals, work
+from tests.servers import kafka_kinds, redis_kinds
 
+FEWEST = 200
+"""Kills, below which a second job is not worth its start."""
 VERDICTS = {
     "lost": "events lost",
     "twice": "events learned twice",
@@ -50,42 +48,33 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=None, help="of the schedule; a new one each time unless said")
     parser.add_argument("--servers", choices=("real", "embedded"), default=None, help="real ones where there are any")
+    parser.add_argument("--jobs", type=int, default=None, help="at once, each with servers of its own; one a core")
     args = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed
+    jobs = max(1, min(os.cpu_count() or 1, args.kills // FEWEST)) if args.jobs is None else args.jobs
     real = args.servers != "embedded" and "apache" in kafka_kinds() and "debian" in redis_kinds()
     if args.servers == "real" and not real:
         parser.error("no Apache Kafka (HEADWATER_TEST_KAFKA) or no redis-server on PATH")
-    kafka, redis = ("apache", "debian") if real else ("embedded", "embedded")
-    # What is found half done after a kill is looked at, not warned of.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    print(f"{args.kills} kills, seed {seed}, {kafka} Kafka and {redis} Redis", flush=True)
-    signal.signal(signal.SIGTERM, _stop)
-    started = time.monotonic()
+    kinds = ("apache", "debian") if real else ("embedded", "embedded")
     directory = Path(tempfile.mkdtemp(prefix="headwater-chaos-"))
-    with ExitStack() as stack:
-        broker = stack.enter_context(new_broker(kafka, directory / "kafka"))
-        store = stack.enter_context(new_redis(redis, directory / "redis"))
-        producer = stack.enter_context(EventProducer(bootstrap_servers=broker.address, linger_ms=0))
-        servers = Servers(broker.address, producer, store.address, directory)
-        stack.callback(servers.close)
-
-        def progress(tally: Tally) -> None:
-            if tally.total % 25 == 0:
-                minutes = (time.monotonic() - started) / 60
-                print(f"{tally.total:5} kills in {tally.chains} chains, {minutes:.1f} min", flush=True)
-
-        tally = chains.run(servers, kills=args.kills, seed=seed, progress=progress)
+    print(f"{args.kills} kills, seed {seed}, {kinds[0]} Kafka and {kinds[1]} Redis, {jobs} at once", flush=True)
+    started = time.monotonic()
+    stop_at_signals()
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        works = [
+            pool.submit(work, args.kills // jobs + (n < args.kills % jobs), seed + n, kinds, directory / f"job-{n}")
+            for n in range(jobs)
+        ]
+        try:
+            wait(works)
+        except KeyboardInterrupt:  # they tell what there is by now
+            for child in multiprocessing.active_children():
+                child.terminate()
+        tally = sum((one.result() for one in works if not isinstance(one.exception(), BrokenProcessPool)), Tally())
     report(tally, minutes=(time.monotonic() - started) / 60)
     if tally.findings:
-        print(f"what is left of it: {directory}; again with --kills {args.kills} --seed {seed}")
-        return 1
-    return 0
-
-
-def _stop(_signum: int, _frame: FrameType | None) -> None:
-    """As Ctrl-C: what there is by then is told. Once: `timeout` sends it to the process and then to its group."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
+        print(f"what is left of it: {directory}; again with --kills {args.kills} --seed {seed} --jobs {jobs}")
+    return int(bool(tally.findings) or tally.total < args.kills)
 
 
 def report(tally: Tally, *, minutes: float) -> None:

@@ -41,6 +41,9 @@ class Tally:
     def total(self) -> int:
         return self.kills.total()
 
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.kills + other.kills, self.chains + other.chains, self.findings + other.findings)
+
     def count(self, death: Death) -> None:
         self.kills[death.name or death.kind] += 1
 
