@@ -199,9 +199,9 @@ def _phases(state: Path) -> int:
 def _look(daemon: DemoDaemon, client: redis.Redis, state: Path, phase: int, life: int, seconds: float) -> Look:
     sizes = {"checkpoints": 0.0, "segments": 0.0}
     entries = 0
-    for path in state.rglob("*"):
-        with suppress(FileNotFoundError):  # what is written or pruned just now
-            if path.is_file():
+    for directory, _, names in os.walk(state):  # which passes over what was pruned since it was listed
+        for path in (Path(directory) / name for name in names):
+            with suppress(FileNotFoundError):
                 entries += 1
                 kind = path.relative_to(state).parts[0]
                 sizes[kind] = sizes.get(kind, 0.0) + path.stat().st_size / 2**20
