@@ -38,6 +38,8 @@ from streams.simulator_messages import MODALITIES, USER_FEATURES, Message, messa
 
 NAMESPACE = "soak"
 TOPICS = {kind: f"soak-{kind}" for kind in ("interactions", "items", "users")}
+LAWS: dict[str, Any] = {"latent_dim": 4, "no_repeat": 20, "arrival_rate": 0, "user_arrival_rate": 0}
+"""Nobody and nothing new comes: what is known of them is kept, and in that growth no other would be seen."""
 AHEAD = 4
 """Phases that the sender is ahead of the daemon."""
 LOOK_S = 0.25
@@ -106,7 +108,7 @@ def main(
         daemon = stack.enter_context(
             DemoDaemon(directory=directory, config=directory / "headwater.toml", write_config=write_config)
         )
-        world = World(seed=7, users=100, items=150, events=(phases + AHEAD) * phase_events, latent_dim=4, no_repeat=20)
+        world = World(seed=7, users=100, items=150, events=(phases + AHEAD) * phase_events, **LAWS)
         sender = Sender(producer, messages(Simulator(world)))
         looks: list[Look] = []
         signal.signal(signal.SIGTERM, signal.default_int_handler)
