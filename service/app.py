@@ -48,6 +48,7 @@ class DaemonApp:
             "running": True,
             "ready": ready,
             "why_not_ready": why,
+            "why_not_learning": self._learning.disk_trouble,
             "serving": None if current is None else current.version,
         }
 

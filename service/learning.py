@@ -62,6 +62,11 @@ class Learning:
         self.redis_trouble = ""
         """Why the served version is not in Redis, for `/readyz`; empty if it is."""
 
+    @property
+    def disk_trouble(self) -> str:
+        """Why learning waits for the disk, for `/status`; empty if it does not."""
+        return self._disk.trouble
+
     def connect(
         self, intake: Intake, phases: Queue[ClosedPhase], letters: DeadLetters, interrupted: Intent | None
     ) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from service.checkpoints import CheckpointStore
@@ -41,10 +42,12 @@ def full(stage: Stage) -> Outcome:
         file.write(b"\0" * shutil.disk_usage(disk).free)
     run.send(PER_PHASE)
     run.daemon.wait_until("the disk to be said to be full", lambda: says(run, "No space left"))
+    run.daemon.wait_until("status to say so", lambda: "No space left" in (why_not_learning(run) or ""))
     time.sleep(stage.outage_s / 4)
     assert run.daemon.running, run.daemon.tail()
     ballast.unlink()
     run.lift()
+    run.daemon.wait_until("learning to go on", lambda: why_not_learning(run) == "")
     return run.recovered("kept serving, tried the phase again until there was room", said="back to the last checkpoint")
 
 
@@ -64,6 +67,13 @@ def read_only(stage: Stage) -> Outcome:
         directory.chmod(0o700)
     run.lift()
     return run.recovered("kept serving, tried until it could write", said="back to the last checkpoint")
+
+
+def why_not_learning(run: Run) -> str | None:
+    """What status says of it; None while the daemon begins again from the last checkpoint, and HTTP with it."""
+    with suppress(OSError):
+        return str(run.daemon.status()["why_not_learning"])
+    return None
 
 
 def says(run: Run, pattern: str) -> bool:
