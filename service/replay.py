@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from service.arrivals import Arrival, ClosedPhase
 from service.config import Config
@@ -238,7 +239,7 @@ def _print(console: Console, summary: dict[str, Any]) -> None:
     if summary["rejected"]:
         table.add_row("records that cannot be used (see the log)", str(summary["rejected"]))
     for kind, count in summary["no_topic"].items():
-        table.add_row(f"{kind} passed over, for there is no [kafka] {kind}_topic", str(count))
+        table.add_row(Text(f"{kind} passed over, for there is no [kafka] {kind}_topic"), str(count))
     if summary["learn_events_per_s"]:
         table.add_row("events learned per second (learn and judge)", f"{summary['learn_events_per_s']:.0f}")
     console.print(table)

@@ -62,13 +62,14 @@ def test_a_line_that_is_no_event_is_counted_and_the_rest_is_learned(tmp_path: Pa
     assert "recall_at_20" in summary["metrics"]
 
 
-def test_events_that_have_no_topic_to_go_to_are_counted(tmp_path: Path) -> None:
+def test_events_that_have_no_topic_to_go_to_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = events(tmp_path / "events.jsonl", 0, 60)
     path.write_bytes(b'{"user_id": "u1"}\n{"user_id": "u2"}\n' + path.read_bytes())
     out = tmp_path / "out.json"
     assert replay(config_of(tmp_path / "state"), [path], json_out=out) == 0
     summary = json.loads(out.read_text())
     assert (summary["events"], summary["rejected"], summary["no_topic"]) == (60, 0, {"users": 2})
+    assert "there is no [kafka] users_topic" in " ".join(capsys.readouterr())  # brackets are no markup
 
 
 def test_the_judge_leaves_no_state_behind(tmp_path: Path) -> None:
