@@ -30,6 +30,7 @@ def connected_producer(settings: Mapping[str, Any]) -> KafkaProducer:
     """A `KafkaProducer`, likewise."""
     producer = _connected(KafkaProducer, settings)
     _forbid_making_topics(producer._metadata)
+    _ask_once(producer._metadata)
     return producer
 
 
@@ -83,3 +84,20 @@ def _watch_connecting(manager: Any, failures: list[BaseException]) -> None:
 def _forbid_making_topics(cluster: Any) -> None:
     # The client has a setting for this (`allow_auto_create_topics`), which it forgets on the way to where it matters.
     cluster.config["allow_auto_create_topics"] = False
+
+
+def _ask_once(cluster: Any) -> None:
+    """Wake the client for news of the topics only when none are awaited already.
+
+    A producer asks in every turn of its loop while it has ever sent to a topic that is gone, and each time wakes itself
+    from the wait between turns: it would spin, and take a core from all else in the process.
+    """
+    request_update = cluster.request_update
+
+    def asked_once() -> Any:
+        awaited = cluster._future
+        if cluster._need_update and awaited is not None and not awaited.is_done:
+            return awaited
+        return request_update()
+
+    cluster.request_update = asked_once

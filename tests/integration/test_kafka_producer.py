@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -103,6 +105,25 @@ def test_a_broker_that_is_away_is_told_by_flush(own_kafka: ServerProcess) -> Non
             producer.flush()
         assert failed.value.failed == 2
         producer.flush()  # told once
+
+
+def test_a_topic_that_is_gone_keeps_nobody_busy(
+    kafka: Broker, producer: EventProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = kafka.topic()
+    producer.send(topic, None, b"1")
+    producer.flush()
+    with KafkaAdminClient(bootstrap_servers=kafka.address) as admin:
+        admin.delete_topics([topic])
+    known, sender = producer._producer._metadata, producer._producer._sender
+    known.request_update()
+    while known.partitions_for_topic(topic) is not None:
+        time.sleep(0.01)
+    turns = itertools.count()
+    turn = sender.run_once
+    monkeypatch.setattr(sender, "run_once", lambda: (next(turns), turn()))
+    time.sleep(1.0)
+    assert next(turns) < 200  # it looks for the topic ten times a second; unmended it turned some ten thousand times
 
 
 def test_without_a_broker_there_is_no_producer(own_kafka: ServerProcess) -> None:
