@@ -2,12 +2,12 @@
 
 All of it is learned from events that the weights have not learned from yet.
 
-The score is linear in the scales and in what is added for items that nobody has touched, so the softmax log-likelihood
-is concave in them, and a Gaussian belief about them can be carried from phase to phase: each phase's likelihood is
-maximised with that belief as the prior (Laplace approximation), and the belief fades by a half-life in events.
+A Gaussian belief about the scales, and about what items that nobody has touched get more or less of, is carried from
+phase to phase: each phase's softmax likelihood is maximised with that belief as the prior (Laplace approximation, by
+Fisher scoring), and the belief fades by a half-life in events.
 
-Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity, and 1 for an untouched
-item), S scales, C coefficients: the scales, then what untouched items get.
+Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity, likeness, and 1 for
+an untouched item), S scales, C coefficients: the scales, then what untouched items get.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.histories import LENGTHS
-from models.scorer import SCALES
+from models.scorer import SCALES, Untouched
 
 HALF_LIFE = 5_000.0
 """Events after which a phase's evidence counts half."""
@@ -27,9 +27,15 @@ PRIOR = 5.0
 FLOOR, CEILING = 0.02, 3.0
 """Bounds of the scales."""
 MOST_UNTOUCHED = 8.0
-"""Bound of what untouched items get, up or down; a factor of e⁸ in how often they are chosen."""
+"""Bound of what untouched items' appeal is raised by, up or down; a factor of e⁸ in how often they are chosen."""
 UNTOUCHED = SCALES
-"""Which coefficient that is."""
+"""The first coefficient of those for untouched items: what is added to their appeal; then by what share their personal
+term counts for more or less than others', and their likeness."""
+COEFFICIENTS = SCALES + 3
+BOUNDS = torch.tensor(
+    [[FLOOR, CEILING]] * SCALES + [[-MOST_UNTOUCHED, MOST_UNTOUCHED], [-0.98, 2.0], [-0.98, 9.0]], dtype=torch.float64
+)
+"""Of each coefficient, lowest and highest."""
 NEWTON_STEPS = 3
 
 
@@ -37,8 +43,8 @@ NEWTON_STEPS = 3
 class Calibration:
     """The belief about the coefficients: its mean (C,), and what was learned about it (precision, (C, C))."""
 
-    mean: Tensor = field(default_factory=lambda: _doubles(1.0, 0.0))
-    evidence: Tensor = field(default_factory=lambda: torch.zeros(SCALES + 1, SCALES + 1, dtype=torch.float64))
+    mean: Tensor = field(default_factory=lambda: torch.tensor([1.0] * SCALES + [0.0] * 3, dtype=torch.float64))
+    evidence: Tensor = field(default_factory=lambda: torch.zeros(COEFFICIENTS, COEFFICIENTS, dtype=torch.float64))
 
     @property
     def scales(self) -> Tensor:
@@ -46,9 +52,10 @@ class Calibration:
         return self.mean[:SCALES].clamp(FLOOR, CEILING).float()
 
     @property
-    def untouched(self) -> float:
-        """What an untouched item's appeal is raised by, before the popularity's scale is put on it."""
-        return float(self.mean[UNTOUCHED] / self.scales[LENGTHS + 1])
+    def untouched(self) -> Untouched:
+        """What becomes of untouched items."""
+        appeal, personal, likeness = self.mean[UNTOUCHED:].tolist()
+        return Untouched(float(appeal / self.scales[LENGTHS + 1]), 1 + personal, 1 + likeness)
 
     def fade(self, events: int) -> None:
         """Trust what was learned less, now that so many events more have passed."""
@@ -64,19 +71,18 @@ class Calibration:
         terms_BNT = terms_BNT.float().cpu()
         target_B, length_B = target_B.cpu(), length_B.cpu()
         allowed_BN = allowed_BN.cpu().scatter(1, target_B.unsqueeze(1), True)
-        shared = torch.arange(LENGTHS, SCALES + 1)
+        shared = torch.arange(LENGTHS, COEFFICIENTS)
         scale_BT = torch.cat((length_B.unsqueeze(1), shared.expand(len(length_B), -1)), dim=1)
-        lowest, highest = _doubles(FLOOR, -MOST_UNTOUCHED), _doubles(CEILING, MOST_UNTOUCHED)
-        prior = self.evidence + PRIOR * torch.eye(SCALES + 1, dtype=torch.float64)
+        prior = self.evidence + PRIOR * torch.eye(COEFFICIENTS, dtype=torch.float64)
         theta, mean = self.mean.clone(), self.mean
-        own_BT = terms_BNT[torch.arange(len(target_B)), target_B]
         hessian = torch.zeros_like(prior)
         for _ in range(NEWTON_STEPS):
-            score_BN1 = terms_BNT @ theta[scale_BT].float().unsqueeze(2)
+            slopes_BNC, score_BN1 = _score(terms_BNT, theta[scale_BT].float())
             chance_BN1 = score_BN1.masked_fill_(~allowed_BN.unsqueeze(2), -torch.inf).softmax(1)
-            weighted_BNT = chance_BN1 * terms_BNT
-            expected_BT = weighted_BNT.sum(1).double()
-            second_BTT = (weighted_BNT.transpose(1, 2) @ terms_BNT).double()
+            weighted_BNC = chance_BN1 * slopes_BNC
+            expected_BT = weighted_BNC.sum(1).double()
+            second_BTT = (weighted_BNC.transpose(1, 2) @ slopes_BNC).double()
+            own_BT = slopes_BNC[torch.arange(len(target_B)), target_B]
             covariance_BTT = second_BTT - expected_BT.unsqueeze(2) * expected_BT.unsqueeze(1)
             gradient = torch.zeros_like(theta)
             gradient.index_put_((scale_BT,), weight * (own_BT.double() - expected_BT), accumulate=True)
@@ -86,7 +92,7 @@ class Calibration:
                 weight * covariance_BTT, accumulate=True,
             )  # fmt: skip
             step = torch.linalg.solve(prior + hessian, gradient - prior @ (theta - mean))
-            theta = (theta + step.clamp(-0.5, 0.5)).clamp(lowest, highest)
+            theta = (theta + step.clamp(-0.5, 0.5)).clamp(*BOUNDS.T)
         if bool(theta.isfinite().all()):
             self.mean = theta
             self.evidence = self.evidence + hessian
@@ -101,5 +107,11 @@ class Calibration:
         return cls(state["mean"].clone(), state["evidence"].clone())
 
 
-def _doubles(scales: float, untouched: float) -> Tensor:
-    return torch.tensor([scales] * SCALES + [untouched], dtype=torch.float64)
+def _score(terms_BNT: Tensor, theta_BC: Tensor) -> tuple[Tensor, Tensor]:
+    """What each coefficient of an example changes in the scores, (B, N, C), and the scores, (B, N, 1)."""
+    untouched_BN1 = terms_BNT[..., 4:]
+    # the personal term and the likeness: other scales for untouched items
+    twofold_BN2, scales_B12 = terms_BNT[..., [0, 3]], theta_BC[:, None, [0, 3]]
+    slopes_BNC = torch.cat((terms_BNT, twofold_BN2 * scales_B12 * untouched_BN1), dim=2)
+    slopes_BNC[..., [0, 3]] *= 1 + theta_BC[:, None, 5:] * untouched_BN1
+    return slopes_BNC, slopes_BNC[..., :5] @ theta_BC[:, :5].unsqueeze(2)

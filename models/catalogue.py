@@ -54,12 +54,32 @@ def encode(scorer: Scorer, table: FeatureTable, rows: NDArray[np.int64], device:
     return torch.cat(parts) if parts else torch.zeros(0, scorer.spec.dim, device=device)
 
 
+@torch.no_grad()
+def likeness(scorer: Scorer, table: FeatureTable, rows: NDArray[np.int64], device: torch.device | str) -> Tensor:
+    """What was announced with these rows, (R, K); no columns where the model has none."""
+    size = scorer.spec.likeness_dim
+    if not size:
+        return torch.zeros(len(rows), 0, device=device)
+    parts = [scorer.likeness(gather(table, rows[at : at + CHUNK], device)) for at in range(0, len(rows), CHUNK)]
+    return torch.cat(parts) if parts else torch.zeros(0, size, device=device)
+
+
 def same_encoders(one: Scorer, other: Scorer) -> bool:
     """Whether two scorers encode every item alike, bit for bit."""
+    return _same(one, other, ("encoders.", "fusion."))
+
+
+def same_outlines(one: Scorer, other: Scorer) -> bool:
+    """Whether they make the same likeness of every item, bit for bit."""
+    shifts = tuple(f"encoders.{name}.{path}shift" for name in one.outlines for path in ("norm.", "frame.norm."))
+    return _same(one, other, ("outlines.", *shifts))
+
+
+def _same(one: Scorer, other: Scorer, parts: tuple[str, ...]) -> bool:
     if one.spec.modalities != other.spec.modalities or one.spec.fusion != other.spec.fusion:
         return False
     mine, theirs = one.state_dict(), other.state_dict()
-    names = [name for name in mine if name.startswith(("encoders.", "fusion."))]
+    names = [name for name in mine if name.startswith(parts)]
     return all(name in theirs and torch.equal(mine[name], theirs[name]) for name in names)
 
 

@@ -3,11 +3,12 @@ did. Each of the two adds up to the score.
 
 By the item, the terms of `models.scorer` are sums as they stand:
 
-    score = Σ_m ⟨u, y_m⟩ + ⟨u, residual⟩ + bias + popularity + taste (+ base, for ratings) + rest
+    score = Σ_m (⟨u, y_m⟩ + ⟨r_u, r_m⟩) + ⟨u, residual⟩ + bias + popularity + taste (+ base, for ratings) + rest
 
-with the scales of calibration in each. y_m is what the fusion's own weights give modality m. Where modalities do more
-than add, and under the `mlp` head, credits are Shapley values instead (`credits`), which add up as well; `rest` is then
-what the network says of nothing at all, otherwise a constant of the fusion, or rounding.
+with the scales of calibration in each. r_m is what was announced of modality m (`models.likeness`), y_m what the
+fusion's own weights give it. Where modalities do more than add, and under the `mlp` head, credits for the y_m are
+Shapley values instead (`credits`), which add up as well; `rest` is then what the network says of nothing at all,
+otherwise a constant of the fusion, or rounding.
 
 By the user, a part is what the score loses without it (leave one out), the rest as it is:
 
@@ -31,7 +32,8 @@ from numpy.typing import NDArray
 from models import catalogue
 from models.histories import Histories
 from models.overlay import Overlay
-from models.scorer import POPULARITY_DIM
+from models.popularity import NEVER_SEEN
+from models.scorer import AS_OTHERS, POPULARITY_DIM
 
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -102,9 +104,25 @@ def _by_item(overlay: Overlay, row: int, user_V: Vectors, item_V: Vectors, score
     }
     if snapshot.spec.objective == "rating":
         parts["base"] = float(products_V[taste])
+    share = snapshot.untouched if overlay.popularity_of(row)[NEVER_SEEN] > 0 else AS_OTHERS
     modalities, own, credit = _personal(overlay, row, user_V, item_V)
+    modalities = {name: share.personal * part for name, part in modalities.items()}
+    for name, part in _likeness(overlay, row, user_V[taste:]).items():
+        modalities[name] += share.likeness * part
     rest = score - sum(parts.values()) - sum(modalities.values()) - own
     return {"modalities": modalities, "id": own, **parts, "rest": float(rest), "credit": credit}
+
+
+@torch.no_grad()
+def _likeness(overlay: Overlay, row: int, liked_K: Vectors) -> dict[str, float]:
+    """What each modality that the item has adds by what was announced of it."""
+    spec, scorer = overlay.snapshot.spec, overlay.snapshot.scorer
+    if not spec.likeness_dim:
+        return {}
+    features, _ = overlay.content_of(row)
+    part_MK = scorer.likenesses(catalogue.gather_one(spec, features))[0].numpy().astype(np.float64)
+    parts = zip(scorer.outlines, (part_MK @ liked_K).tolist(), strict=True)
+    return {name: part for name, part in parts if name in features}
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models import likeness
 from models.event_log import VALUE_UNIT, LogView
 from models.past import PAST, Past
 
@@ -110,6 +111,10 @@ class Histories:
     def past(self) -> Past:
         """What the decayed means of all that was chosen are made of."""
         return Past.of(self.past_BP, self.weight_BP)
+
+    def liked(self) -> Past:
+        """What the users' likeness is the mean of."""
+        return Past.of(self.past_BP[:, : likeness.EVENTS], self.weight_BP[:, : likeness.EVENTS], likeness.HALF_LIFE)
 
     def tensors(self, scale: ValueScale, device: torch.device | str = "cpu") -> HistoryTensors:
         """The same as tensors, values standardised and times turned into gaps."""

@@ -203,6 +203,11 @@ class Overlay:
         table = self._contents if row in self._attributes else snapshot.item_features
         return table.get(row), own_D
 
+    def popularity_of(self, row: int) -> Vectors:
+        """Popularity features (K,) of an item row, as of now."""
+        self._flush()
+        return np.asarray(self._patches.features(np.array([row]))[0])
+
     def knows_user(self, user_id: str) -> bool:
         """Whether a user has done anything or has features; everyone else is as the default user."""
         self._flush()
@@ -338,7 +343,11 @@ class Overlay:
     def _encode(self, rows: Ints) -> None:
         """New contents of these rows."""
         snapshot = self.snapshot
-        self._patches.set_content(rows, catalogue.encode(snapshot.scorer, self._contents, rows, "cpu").numpy())
+        contents, likeness = (
+            make(snapshot.scorer, self._contents, rows, "cpu").numpy()
+            for make in (catalogue.encode, catalogue.likeness)
+        )
+        self._patches.set_content(rows, contents, likeness)
         announced = np.array([self._announced[row] for row in rows.tolist()])
         self._refresh(rows, np.maximum(announced, -np.inf if snapshot.event_time is None else snapshot.event_time))
 
@@ -365,11 +374,12 @@ class Overlay:
         if self._size == 0:
             return snapshot.user_matrix(histories, local)
         rows = np.where(histories.item_BL >= 0, histories.item_BL, 0)
-        past = histories.past()
+        past, liked = histories.past(), histories.liked()
         return snapshot.user_matrix(
             histories, local,
             vectors_BLD=self._patches.read(rows),
             past_BD=past.mean_of(torch.from_numpy(self._patches.read(past.row_E))),
+            likeness_BK=liked.mean_of(torch.from_numpy(self._patches.likeness(liked.row_E))),
             features_BLK=self._patches.features(rows),
             items_BLV=None if snapshot.scorer.regression is None else self._patches.published(rows),
             profiles=self._profiles,

@@ -21,7 +21,6 @@ PAST = 256
 """How many of a user's events are known and averaged; those before count for nothing."""
 HALF_LIFE = 128.0
 """After so many later events of the same user one counts half."""
-_DECAY_P = 0.5 ** (np.arange(PAST) / HALF_LIFE)
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,12 @@ class Past:
     """Weights, which add up to 1 for a user."""
 
     @classmethod
-    def of(cls, item_BP: Ints, weight_BP: NDArray[np.float32]) -> Past:
+    def of(cls, item_BP: Ints, weight_BP: NDArray[np.float32], half_life: float = HALF_LIFE) -> Past:
         """Of the last events of users: item rows, -1 for none, and the weights of what was done (NaN for none); what
-        weighs nothing or less was not chosen and is left out."""
+        weighs nothing or less was not chosen and is left out. One counts half after `half_life` later ones."""
         kept_BP = (item_BP >= 0) & (np.nan_to_num(weight_BP) > 0)
-        decayed_BP = np.where(kept_BP, weight_BP * _DECAY_P[: item_BP.shape[1]], 0.0)
+        decay_P = 0.5 ** (np.arange(item_BP.shape[1]) / half_life)
+        decayed_BP = np.where(kept_BP, weight_BP * decay_P, 0.0)
         decayed_BP /= np.maximum(decayed_BP.sum(1, keepdims=True), 1e-9)
         counts_B = kept_BP.sum(1)
         return cls(item_BP[kept_BP], np.cumsum(counts_B) - counts_B, decayed_BP[kept_BP].astype(np.float32))

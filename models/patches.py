@@ -43,11 +43,12 @@ class ItemPatches:
         self._slot = GrowingArray(np.int64)
         self._slot.grow(snapshot.n_items, -1)
         self._rows = GrowingArray(np.int64)
-        self._personal = PatchedTable(snapshot.vectors_NV[:, : snapshot.d])
+        self._personal = PatchedTable(snapshot.personal_ND)
         self._bias = PatchedTable(snapshot.bias)
         self._features = PatchedTable(snapshot.features_NK)
+        self._likeness = PatchedTable(snapshot.likeness_NK)
         self._published = PatchedTable(snapshot.vectors_NV)
-        self._tables = (self._personal, self._bias, self._features, self._published)
+        self._tables = (self._personal, self._bias, self._features, self._likeness, self._published)
 
     def __len__(self) -> int:
         """Item rows there are, patched or not."""
@@ -79,6 +80,10 @@ class ItemPatches:
         """Their popularity features, (…, K)."""
         return self._features.gather(rows, self._slot.rows[rows])
 
+    def likeness(self, rows: Ints) -> Vectors:
+        """What was announced with them, (…, K)."""
+        return self._likeness.gather(rows, self._slot.rows[rows])
+
     def read(self, rows: Ints) -> Vectors:
         """What they are where they stand in a history, (…, D)."""
         vectors = self.personal(rows)
@@ -86,21 +91,23 @@ class ItemPatches:
         vectors[known] += self._snapshot.context[rows[known]]
         return vectors
 
-    def set_content(self, rows: Ints, contents_RD: Vectors) -> None:
+    def set_content(self, rows: Ints, contents_RD: Vectors, likeness_RK: Vectors) -> None:
         """These rows (R,), each once, have new contents. Their published vectors follow with `set_features`."""
         known = rows < self._snapshot.n_items
         personal = contents_RD.copy()
         personal[known] += self._snapshot.residual[rows[known]]
         slots = self._slots(rows)
         self._personal.patches.rows[slots] = personal
+        self._likeness.patches.rows[slots] = likeness_RK
 
     def set_features(self, rows: Ints, features_RK: Vectors) -> None:
         """These rows (R,), each once, are as popular and as old as this: their published vectors are computed anew."""
         slots = self._slots(rows)
         self._features.patches.rows[slots] = features_RK
         self._published.patches.rows[slots] = self._snapshot.item_matrix(
-            self._personal.patches.rows[slots], self._bias.patches.rows[slots], features_RK
-        )
+            self._personal.patches.rows[slots], self._bias.patches.rows[slots], features_RK,
+            self._likeness.patches.rows[slots],
+        )  # fmt: skip
 
     def _slots(self, rows: Ints) -> Ints:
         """Places of these rows among the patches, made where there are none, with what the snapshot has."""

@@ -16,6 +16,7 @@ from models import catalogue, losses
 from models.event_log import LogView
 from models.examples import Examples
 from models.full_softmax import FullSoftmax
+from models.likeness import WEIGHT
 from models.objective import Ints, Objective, Step
 from models.popularity import NEVER_SEEN
 from models.sampling import uniform_negatives
@@ -142,7 +143,7 @@ class Ranking(Objective):
         popularity, features = learner.popularity.copy(), learner.features.clone()
         # the table's contents are those of the weights that learn, and not of the averages that are in place
         lead = self._calibration_items()
-        contents_ND = self._encoded(lead)
+        tables = self._encoded(lead)
         terms: list[Tensor] = []
         targets: list[Tensor] = []
         allowed: list[Tensor] = []
@@ -152,7 +153,7 @@ class Ranking(Objective):
             examples = self.examples(log, chunk, chunk[:0])
             if not len(examples):
                 continue
-            out = self._terms(examples, lead, contents_ND)
+            out = self._terms(examples, lead, tables)
             for part, value in zip((terms, targets, allowed, lengths), out, strict=True):
                 part.append(value)
         learner.popularity, learner.features = popularity, features
@@ -170,11 +171,22 @@ class Ranking(Objective):
             return torch.arange(items, device=learner.device)
         return torch.randperm(items, generator=learner.generator, device=learner.device)[:CALIBRATION_ITEMS]
 
-    def _encoded(self, rows: Tensor) -> Tensor:
+    def _encoded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Contents (R, D) and likeness (R, K)."""
         learner = self.learner
-        return catalogue.encode(learner.scorer, learner.memory.item_features, rows.cpu().numpy(), learner.device)
+        given = (learner.scorer, learner.memory.item_features, rows.cpu().numpy(), learner.device)
+        return catalogue.encode(*given), catalogue.likeness(*given)
 
-    def _terms(self, examples: Examples, lead: Tensor, contents_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _liked(self, examples: Examples) -> Tensor:
+        """The mean likeness (B, K) of what the examples' users chose last."""
+        learner, liked = self.learner, examples.histories.liked()
+        rows, place_E = np.unique(liked.row_E, return_inverse=True)
+        table = catalogue.likeness(learner.scorer, learner.memory.item_features, rows, learner.device)
+        return liked.mean_of(table[torch.from_numpy(place_E).to(learner.device)])
+
+    def _terms(
+        self, examples: Examples, lead: Tensor, tables: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Unscaled terms of the scores, targets, allowed candidates and length buckets, over the items `lead`."""
         learner = self.learner
         items = len(learner.popularity)
@@ -182,7 +194,7 @@ class Ranking(Objective):
         # one column a target of its own, so that the sample stays uniform
         rows, target_B, history = self.working_set(examples)
         both = torch.cat((lead, rows))
-        contents = torch.cat((contents_ND, self._encoded(rows)))
+        contents, likeness = (torch.cat(pair) for pair in zip(tables, self._encoded(rows), strict=True))
         vectors, bias, _, context = self.leaves(both, contents_RD=contents)
         features = learner.features[both]
         n = len(lead)
@@ -191,16 +203,18 @@ class Ranking(Objective):
         item_RV = learner.scorer.items(vectors, bias, features)
         d = learner.spec.dim
         own_BV = item_RV[target_B + n]
+        like_BK, own_BK = self._liked(examples), likeness[target_B + n]
 
-        def terms(u: Tensor, v: Tensor, untouched: Tensor, pattern: str) -> Tensor:
+        def terms(u: Tensor, v: Tensor, like: Tensor, untouched: Tensor, pattern: str) -> Tensor:
             personal = torch.einsum(pattern, u[:, :d], v[:, :d])
             bias = torch.einsum(pattern, u[:, d : d + 1], v[:, d : d + 1])
             popularity = torch.einsum(pattern, u[:, d + 1 :], v[:, d + 1 :])
-            return torch.stack((personal, bias, popularity, untouched.expand_as(personal)), dim=-1)
+            alike = WEIGHT * torch.einsum(pattern, like_BK, like)
+            return torch.stack((personal, bias, popularity, alike, untouched.expand_as(personal)), dim=-1)
 
         untouched = features[:, NEVER_SEEN]
-        sampled_BNT = terms(user_BV, item_RV[:n], untouched[:n], "bv,nv->bn")
-        own_BT = terms(user_BV, own_BV, untouched[target_B + n], "bv,bv->b")
+        sampled_BNT = terms(user_BV, item_RV[:n], likeness[:n], untouched[:n], "bv,nv->bn")
+        own_BT = terms(user_BV, own_BV, own_BK, untouched[target_B + n], "bv,bv->b")
         all_BNT = torch.cat((own_BT.unsqueeze(1), sampled_BNT), dim=1)
         announced = learner.memory.announced[lead.cpu().numpy()]
         allowed = torch.from_numpy(announced[None, :] <= examples.time_B[:, None]).to(learner.device)

@@ -1,12 +1,13 @@
 """The scorer: how an item and a user become the two vectors whose dot product is the score.
 
-    score(u, i) = s_len · ⟨u, e_i⟩ + s_bias · b_i + s_pop · (⟨q_u, P_i⟩ + a_i)
+    score(u, i) = s_len · ⟨u, e_i⟩ + s_bias · b_i + s_pop · (⟨q_u, P_i⟩ + a_i) + s_like · ⟨r_u, r_i⟩
 
 e_i is the item's content plus its own residual, b_i its bias; u reads e_h plus a context vector of each item h of the
 history; P_i and a_i come from how popular and how old the item is, and q_u from how popular and old the user's recent
-items were. The s are calibration: fitted on events before the weights learn from them, and so is what an item that
-nobody has touched is given on top of its a_i. Published, an item is
-[e | b, a, P (, 1)] and a user [s_len u | s_bias, s_pop, s_pop q (, base)]. For ratings, the user's vector is what
+items were; r_i is what was announced with the item and r_u the mean of that of the user's items (`models.likeness`).
+The s are calibration: fitted on events before the weights learn from them, and so is what an item that
+nobody has touched is given on top of its a_i. Published, an item is [e | b, a, P (, 1) (, r)] and a user
+[s_len u | s_bias, s_pop, s_pop q (, base) (, s_like r)]. For ratings, the user's vector is what
 `models.value_regression` makes of this one (with no scales) and of the values that the user gave.
 
 Shape suffixes: B users or examples, N items, L places of a history, D vector size, E extras, K popularity features.
@@ -15,6 +16,7 @@ Shape suffixes: B users or examples, N items, L places of a history, D vector si
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from models.dropout import Noise
 from models.encoders import FrameEncoder, InputNorm, VectorEncoder
 from models.fusion import FUSIONS
 from models.histories import LENGTHS, HistoryTensors
+from models.likeness import WEIGHT, direction, outlines
 from models.popularity import FEATURES, HALF_LIVES, NEVER_SEEN
 from models.spec import ModelSpec
 from models.user_tower import UserTower
@@ -35,11 +38,25 @@ SLOW = HALF_LIVES.index(3_000.0)
 """From this half-life on, the mean of an item's log counts is what a_i starts as."""
 HEAD_WIDTH = 64
 """Width of the `mlp` head's inner layer."""
-SCALES = LENGTHS + 2
-"""Calibration: the personal term by length of history, the bias, the popularity."""
+SCALES = LENGTHS + 3
+"""Calibration: the personal term by length of history, the bias, the popularity, the likeness."""
 
 Features = Mapping[str, tuple[Tensor, Tensor]]
 """Modality → vectors (B, D) or (B, F, D), and how many vectors each row has (B,), 0 where it is missing."""
+
+
+class Untouched(NamedTuple):
+    """What calibration makes of items that nobody has touched."""
+
+    appeal: float
+    """What is added to it, before the popularity's scale is put on it."""
+    personal: float
+    """What their personal part is multiplied by: it is made of content alone, which says less."""
+    likeness: float
+    """What their likeness is multiplied by: it says the more."""
+
+
+AS_OTHERS = Untouched(0.0, 1.0, 1.0)
 
 
 class Scorer(nn.Module):
@@ -49,6 +66,7 @@ class Scorer(nn.Module):
         super().__init__()
         self.spec = spec
         self.encoders = nn.ModuleDict({name: encoder(spec, name) for name in spec.modalities})
+        self.outlines = outlines(dict(spec.modalities) if spec.likeness_dim else {}, spec.likeness_dim)
         self.fusion = FUSIONS[spec.fusion](spec.dim, len(spec.modalities)) if spec.modalities else None
         self.profiles = nn.ModuleDict({name: VectorEncoder(dim, spec.dim) for name, dim in spec.user_features.items()})
         self.tower = UserTower(spec.dim, spec.history, spec.dim if spec.user_features else 0)
@@ -90,12 +108,33 @@ class Scorer(nn.Module):
 
     def observe(self, name: str, vectors: Tensor, lengths: Tensor) -> None:
         """Let a modality's input normalisation see the rows that are there."""
-        present = vectors[lengths > 0]
+        seen = self.observed(name)
+        present, lengths = vectors[lengths > 0], lengths[lengths > 0]
         module = self.encoders[name]
+        norm = module.norm
+        assert isinstance(norm, InputNorm)
         if isinstance(module, FrameEncoder):
-            module.observe(present, frame_mask(lengths[lengths > 0], vectors.shape[1]))
+            module.observe(present, frame_mask(lengths, vectors.shape[1]))
         else:
             module.observe(present)  # type: ignore[operator]
+        if name in self.outlines and seen is not None:
+            rows = one_each(present, lengths)[: norm.warmup_rows - seen]
+            self.outlines[name].observe(direction(rows, norm.shift))  # type: ignore[operator]
+
+    def likeness(self, features: Features) -> Tensor:
+        """What was announced with items, short enough to be published, (N, K); zeros where nothing was."""
+        return self.likenesses(features).sum(1)
+
+    def likenesses(self, features: Features) -> Tensor:
+        """The same of each modality, (N, M, K)."""
+        parts = []
+        for name, outline in self.outlines.items():
+            vectors, lengths = features[name]
+            norm = self.encoders[name].norm
+            assert isinstance(norm, InputNorm)
+            there_N1 = (lengths > 0).unsqueeze(1)
+            parts.append(outline(direction(one_each(vectors, lengths), norm.shift)) * there_N1)
+        return torch.stack(parts, 1)
 
     def content(self, features: Features) -> Tensor:
         """The fused content of items, (N, D); zeros where an item has none."""
@@ -119,13 +158,30 @@ class Scorer(nn.Module):
         fused: Tensor = self.fusion(x_NMD, mask_NM)
         return fused
 
-    def items(self, e_ND: Tensor, bias_N: Tensor, features_NK: Tensor, untouched: float = 0.0) -> Tensor:
-        """Published vectors of items, (N, D + E); calibration gives the appeal of `untouched` ones so much more."""
+    def items(
+        self,
+        e_ND: Tensor,
+        bias_N: Tensor,
+        features_NK: Tensor,
+        untouched: Untouched = AS_OTHERS,
+        likeness_NK: Tensor | None = None,
+    ) -> Tensor:
+        """Published vectors of items, (N, D + E); calibration says what becomes of `untouched` ones.
+
+        Without likeness, as it is while the weights learn, they are so much shorter, and so are users'.
+        """
         popularity = self.item_popularity(features_NK)
-        appeal_N1 = popularity[:, :1] + self.popular(features_NK) + untouched * features_NK[:, NEVER_SEEN].unsqueeze(1)
+        untouched_N1 = features_NK[:, NEVER_SEEN].unsqueeze(1)
+        appeal_N1 = popularity[:, :1] + self.popular(features_NK) + untouched.appeal * untouched_N1
+        if untouched.personal != 1:
+            e_ND = torch.where(untouched_N1 > 0, untouched.personal * e_ND, e_ND)
+        if likeness_NK is not None and untouched.likeness != 1:
+            likeness_NK = torch.where(untouched_N1 > 0, untouched.likeness * likeness_NK, likeness_NK)
         parts = [e_ND, bias_N.unsqueeze(1), appeal_N1, popularity[:, 1:]]
         if self.spec.objective == "rating":
             parts.append(e_ND.new_ones(len(e_ND), 1))
+        if likeness_NK is not None:
+            parts.append(likeness_NK)
         return torch.cat(parts, dim=1)
 
     def users(
@@ -138,12 +194,13 @@ class Scorer(nn.Module):
         *,
         profiles: Features | None = None,
         items_BLV: Tensor | None = None,
+        likeness_BK: Tensor | None = None,
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Published vectors of users, (B, D + E), from the vectors and popularity features of their histories'
         items, and the decayed mean of the vectors of all that they chose. `items_BLV`: the published vectors of the
-        histories' items, which only ratings need."""
+        histories' items, which only ratings need; `likeness_BK`: the mean likeness of what they chose last."""
         features = self._profile(profiles) if profiles else None
         read = self.spec.history
         recent = inputs.newest(read)
@@ -158,6 +215,8 @@ class Scorer(nn.Module):
         # the mlp head's network sees u itself; its output is scaled by nothing
         direct = u_BD if self.spec.head == "mlp" else personal_B1 * u_BD
         rest = [bias * ones, popularity * ones, popularity * q_BP]
+        if likeness_BK is not None:
+            rest.append(WEIGHT * scales[LENGTHS + 2] * likeness_BK)
         if self.regression is None:
             return torch.cat((direct, *rest), dim=1)
         if items_BLV is None:
@@ -200,7 +259,7 @@ class Scorer(nn.Module):
 
 def extras(spec: ModelSpec) -> int:
     """Published dimensions beyond `spec.dim`."""
-    return 2 + POPULARITY_DIM + (spec.objective == "rating")
+    return 2 + POPULARITY_DIM + (spec.objective == "rating") + spec.likeness_dim
 
 
 def encoder(spec: ModelSpec, name: str) -> nn.Module:
@@ -212,6 +271,14 @@ def encoder(spec: ModelSpec, name: str) -> nn.Module:
 def frame_mask(lengths_B: Tensor, frames: int) -> Tensor:
     """(B, F), true for each item's first `length` frames."""
     return torch.arange(frames, device=lengths_B.device) < lengths_B.unsqueeze(1)
+
+
+def one_each(vectors: Tensor, lengths_N: Tensor) -> Tensor:
+    """Vectors (N, I) as they are, or the means of each item's frames (N, F, I)."""
+    if vectors.ndim == 2:
+        return vectors
+    there_NF1 = frame_mask(lengths_N, vectors.shape[1]).unsqueeze(-1)
+    return torch.where(there_NF1, vectors, 0).sum(1) / lengths_N.clamp(min=1).unsqueeze(1)
 
 
 def neutral_scales(device: torch.device | str = "cpu") -> Tensor:

@@ -6,7 +6,7 @@ popularity features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from models.features import FeatureTable
 from models.histories import Histories, ValueScale
 from models.learner import popularity_from
 from models.memory import Memory
-from models.scorer import Scorer, extras, neutral_scales
+from models.scorer import AS_OTHERS, Scorer, extras, neutral_scales
 from models.spec import ModelSpec
 
 Ints = NDArray[np.int64]
@@ -76,7 +76,7 @@ class Snapshot:
         ranks = spec.objective == "ranking" and spec.head == "dot"
         calibration = Calibration.from_state(state["calibration"])
         self.scales = calibration.scales if ranks else neutral_scales()
-        self._untouched = calibration.untouched if ranks else 0.0
+        self.untouched = calibration.untouched if ranks else AS_OTHERS
         self.log: LogView = memory.view()
         self.items, self.users, self.actions = memory.items, memory.users, memory.actions
         self.weights = memory.weights
@@ -88,28 +88,41 @@ class Snapshot:
         self.item_attributes = memory.item_attributes
         self.event_time = float(self.log.time.max(initial=-np.inf)) if len(self.log) else None
         """Time of the newest event, None before any."""
-        self.contents_ND = self._contents(like)
-        """Fused contents of all item rows."""
+        self.contents_ND, self.likeness_NK = self._contents(like)
+        """Fused contents of all item rows, and what was announced with them (K may be 0)."""
         self._build_items(state, len(self.log) if upto is None else upto)
         self.default_user: Vectors = self.user_matrix(Histories.empty(1, spec.events_read), np.array([-1]))[0]
         """The vector of anyone unknown."""
 
-    def _contents(self, like: Snapshot | None) -> Vectors:
-        rows = np.arange(self.n_items)
+    def _contents(self, like: Snapshot | None) -> tuple[Vectors, Vectors]:
         # All or nothing: the last bits of a row depend on which rows it is encoded with, and after a restart, when
         # there is no `like`, the same snapshot must be the same.
         if (
-            like is not None
-            and like.n_items == self.n_items
-            and self.item_features.unchanged(like.item_features, rows).all()
-            and catalogue.same_encoders(self.scorer, like.scorer)
+            like is None
+            or like.n_items != self.n_items
+            or not self.item_features.unchanged(like.item_features, np.arange(self.n_items)).all()
         ):
-            return like.contents_ND
-        contents = np.empty((self.n_items, self.d), np.float32)
+            like = None
+        contents_ND = (
+            like.contents_ND
+            if like is not None and catalogue.same_encoders(self.scorer, like.scorer)
+            else self._in_chunks(catalogue.encode, self.d)
+        )
+        likeness_NK = (
+            like.likeness_NK
+            if like is not None and catalogue.same_outlines(self.scorer, like.scorer)
+            else self._in_chunks(catalogue.likeness, self.spec.likeness_dim)
+        )
+        return contents_ND, likeness_NK
+
+    def _in_chunks(self, make: Callable[[Scorer, FeatureTable, Ints, str], torch.Tensor], size: int) -> Vectors:
+        """What `make` makes of all items, (N, size)."""
+        rows = np.arange(self.n_items)
+        table = np.empty((self.n_items, size), np.float32)
         for at in range(0, len(rows), CHUNK):
             part = rows[at : at + CHUNK]
-            contents[part] = catalogue.encode(self.scorer, self.item_features, part, "cpu").numpy()
-        return contents
+            table[part] = make(self.scorer, self.item_features, part, "cpu").numpy()
+        return table
 
     def _build_items(self, state: dict[str, Any], upto: int) -> None:
         self.popularity = popularity_from(state)
@@ -126,6 +139,8 @@ class Snapshot:
         self.residual[:known] = state["residual"]["values"].numpy()[:known] * met[:, None]
         self.bias[:known] = state["bias"]["values"].numpy()[:known, 0] * met
         self.context[:known] = state["context"]["values"].numpy()[:known] * met[:, None]
+        self.personal_ND = self.contents_ND + self.residual
+        """Personal parts, before calibration scales those of untouched items."""
         self.vectors_NV = np.empty((self.n_items, self.dim), np.float32)
         """Published vectors of all item rows; blank rows have some too, but no id."""
         now = self.event_time if self.event_time is not None else 0.0
@@ -133,9 +148,9 @@ class Snapshot:
         for at in range(0, self.n_items, CHUNK):
             rows = np.arange(at, min(at + CHUNK, self.n_items))
             self.vectors_NV[rows] = self.item_matrix(
-                self.contents_ND[rows] + self.residual[rows], self.bias[rows], self.features_NK[rows]
+                self.personal_ND[rows], self.bias[rows], self.features_NK[rows], self.likeness_NK[rows]
             )  # fmt: skip
-        self._read_ND = torch.from_numpy(self.vectors_NV[:, : self.d] + self.context)
+        self._read_ND = torch.from_numpy(self.personal_ND + self.context)
         """What items are in a history."""
 
     @property
@@ -146,10 +161,11 @@ class Snapshot:
     # -- vectors
 
     @torch.no_grad()
-    def item_matrix(self, vectors_RD: Vectors, bias_R: Vectors, features_RK: Vectors) -> Vectors:
-        """Published vectors (R, V) from personal parts, biases and popularity features."""
-        vectors, bias, features = (torch.from_numpy(part) for part in (vectors_RD, bias_R, features_RK))
-        published = self.scorer.items(vectors, bias, features, self._untouched)
+    def item_matrix(self, vectors_RD: Vectors, bias_R: Vectors, features_RK: Vectors, likeness_RK: Vectors) -> Vectors:
+        """Published vectors (R, V) from personal parts, biases, popularity features and likeness."""
+        parts = (vectors_RD, bias_R, features_RK, likeness_RK)
+        vectors, bias, features, likeness = (torch.from_numpy(part) for part in parts)
+        published = self.scorer.items(vectors, bias, features, self.untouched, likeness)
         return np.asarray(published.numpy())
 
     @torch.no_grad()
@@ -163,6 +179,7 @@ class Snapshot:
         items_BLV: Vectors | None = None,
         profiles: FeatureTable | None = None,
         past_BD: torch.Tensor | None = None,
+        likeness_BK: torch.Tensor | None = None,
     ) -> Vectors:
         """Published vectors (B, V) of users with these histories; the rest is as in this snapshot unless it is
         given."""
@@ -182,11 +199,14 @@ class Snapshot:
             items_BLV = self.vectors_NV[rows] if self.n_items else np.zeros((*rows.shape, self.dim), np.float32)
         if past_BD is None:
             past_BD = histories.past().mean(self._read_ND)
+        if likeness_BK is None:
+            likeness_BK = histories.liked().mean(torch.from_numpy(self.likeness_NK))
         table = self.user_features if profiles is None else profiles
         published = self.scorer.users(
             torch.from_numpy(vectors_BLD), torch.from_numpy(features_BLK), past_BD, inputs, self.scales,
             profiles=catalogue.gather(table, users, "cpu") if self.spec.user_features else None,
             items_BLV=None if items_BLV is None else torch.from_numpy(items_BLV),
+            likeness_BK=likeness_BK,
         )  # fmt: skip
         return np.asarray(published.numpy())
 

@@ -41,11 +41,20 @@ class ModelSpec:
     """Which of the modalities are sequences of frame vectors (video, audio), each with the most frames kept."""
     user_features: Mapping[str, int] = field(default_factory=dict)
     """User features by name, each with the length of its vectors."""
+    likeness: int = 64
+    """How many numbers of a published vector tell of the announced features as they are, which is what untouched items
+    are best found by; 0: none. Only `ranking` with head `dot`, and only where there are modalities."""
 
     def __post_init__(self) -> None:
         # tables have no order: neither has what is learned
         for name in ("modalities", "frames", "user_features"):
             object.__setattr__(self, name, dict(sorted(getattr(self, name).items())))
+
+    @property
+    def likeness_dim(self) -> int:
+        """How many numbers of a published vector are likeness."""
+        ranks = self.objective == "ranking" and self.head == "dot"
+        return self.likeness if ranks and self.modalities else 0
 
     @property
     def events_read(self) -> int:
