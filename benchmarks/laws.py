@@ -5,7 +5,9 @@
 Three worlds, all with the default configuration and the same phases of 5,000 events; of each phase a sample is ranked,
 by Headwater and by the oracle, from the same candidates. Figures are Headwater's NDCG@20 over the oracle's.
 
-- `steady`: nothing drifts, fades or arrives; the mean of the last four phases.
+- `steady`: nothing drifts, fades or arrives; the mean of the last four phases. Beside it stands what can be reached: an
+  ideal observer is told all about the items and the law of choice, and has to infer no more than tastes, from the same
+  events.
 - `appeal`: all items' appeal is drawn anew at once; how many phases it takes to be back at 90% of the level before.
 - `regime`: all tastes turn from A to B and back; the first phase back in A relative to the level A had.
 """
@@ -41,6 +43,7 @@ CHANGE = 12
 """The phase, from 0, that begins with a change; under `regime` there is a second one after `STEADY` phases of B."""
 GOALS = {"steady": 0.85, "appeal": 3.0, "regime": 0.95}
 K = 20
+NEWTON_STEPS = 8
 
 
 def world(law: str, seed: int) -> World:
@@ -82,12 +85,42 @@ class OracleEntrant:
         return out
 
 
-def relative(law: str, seed: int) -> list[float]:
-    """Headwater's NDCG@20 over the oracle's, of each measured phase."""
+class IdealObserver(OracleEntrant):
+    """Ranks by true utilities but for the taste, which is the likeliest after what its user chose.
+
+    The posterior of θ under the law of choice, softmax over all items, and its Gaussian prior; by Newton's method.
+    """
+
+    def __init__(self, past: Past, simulator: Simulator) -> None:
+        super().__init__(past, simulator)
+        self._past = past
+        self._latent_ID = simulator.world.taste * simulator.catalogue.latent.astype(np.float64)
+
+    def row(self, u: int, history: list[int], t: float) -> NDArray[np.float64]:  # noqa: ARG002
+        """Expected utilities, (I,)."""
+        z_ID, appeal_I = self._latent_ID, self._simulator.catalogue.appeal(self._simulator.world.event_at(t))
+        chosen = [j for j in history if self._past.positive[j]]
+        size = z_ID.shape[1]
+        taste_D, sum_D = np.zeros(size), z_ID[self._items[self._past.i[chosen]]].sum(0)
+        for _ in range(NEWTON_STEPS):
+            utility_I = z_ID @ taste_D + appeal_I
+            chance_I = np.exp(utility_I - utility_I.max())
+            chance_I /= chance_I.sum()
+            mean_D = chance_I @ z_ID
+            spread_DD = (z_ID * chance_I[:, None]).T @ z_ID - np.outer(mean_D, mean_D)
+            # a unit vector's coordinates vary by 1 / D
+            gradient_D = sum_D - len(chosen) * mean_D - size * taste_D
+            taste_D += np.linalg.solve(len(chosen) * spread_DD + size * np.eye(size), gradient_D)
+        return np.asarray((z_ID @ taste_D + appeal_I)[self._items])
+
+
+def relative(law: str, seed: int, *, ideal: bool = False) -> list[float]:
+    """Headwater's NDCG@20 over the oracle's, of each measured phase; or the ideal observer's."""
     simulator = Simulator(world(law, seed))
     stream = Stream.of_world(simulator.world)
     by_phase = []
-    for entrant in (lambda past: make(past, Config(seed=seed)), lambda past: OracleEntrant(past, simulator)):
+    first = (lambda past: IdealObserver(past, simulator)) if ideal else (lambda past: make(past, Config(seed=seed)))
+    for entrant in (first, lambda past: OracleEntrant(past, simulator)):
         found = evaluate(stream, entrant, warm=WARM / PHASES, phases=PHASES - WARM, k=K, ranked_share=RANKED)
         rank, phase = np.array(found.rank), np.array(found.phase)
         by_phase.append([ndcg_at_k(rank[phase == number], K) for number in range(1, phase.max() + 1)])
@@ -120,6 +153,8 @@ def main() -> None:
         for seed in args.seeds:
             shares = relative(law, seed)
             line = {"law": law, "seed": seed, "figure": round(figure(law, shares), 3), "goal": GOALS[law]}
+            if law == "steady":
+                line["ideal"] = round(figure(law, relative(law, seed, ideal=True)), 3)
             print(json.dumps(line | {"share_of_oracle": [round(share, 3) for share in shares]}), flush=True)
 
 

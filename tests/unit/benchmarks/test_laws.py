@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks import laws
 from benchmarks.prequential import evaluate
@@ -43,3 +44,20 @@ def test_the_oracle_ranks_by_what_was_chosen_by() -> None:
     found = evaluate(stream, lambda past: laws.OracleEntrant(past, simulator), phases=4)
     by_chance = sum(ndcg_at_k(np.array([float(place)]), laws.K) for place in range(60)) / 60
     assert found.figures()["ndcg"] > 2 * by_chance
+
+
+def test_the_ideal_observer_comes_to_know_tastes() -> None:
+    world: World = replace(laws.world("steady", 0), users=20, items=400, events=3_000, noise=0.0, no_repeat=200)
+    simulator = Simulator(world)
+    stream = Stream.of_world(world)
+    found = [
+        evaluate(stream, lambda past, one=one: one(past, simulator), phases=4, ranked_share=0.5).figures()["ndcg"]  # type: ignore[misc]
+        for one in (AppealAlone, laws.IdealObserver, laws.OracleEntrant)
+    ]
+    assert found == sorted(found)
+    assert found[1] > (found[0] + found[2]) / 2
+
+
+class AppealAlone(laws.OracleEntrant):
+    def row(self, u: int, history: list[int], t: float) -> NDArray[np.float64]:
+        return np.asarray(self._simulator.catalogue.appeal(0)[self._items], np.float64)
