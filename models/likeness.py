@@ -32,6 +32,7 @@ class Outline(nn.Module):
     x̂ is the input less its mean and of length 1, as the caller gives it. P is of the rows that were observed, one chunk
     after another (Levy & Lindenbaum, "Sequential Karhunen–Loève basis extraction", 2000), turned to be as near as can
     be to what it was before (Schönemann's orthogonal Procrustes problem, 1966), so that copies of before stay good.
+    Where modalities are added to a model, those of before keep the columns that they had once they are fixed.
     """
 
     sketch_SI: Tensor
