@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.contender import Contender, Past
 from models.calibration import Calibration
+from models.cooccurrence import Cooccurrence
 from models.item_tables import RowTable
 from models.memory import EventBatch
 from models.popularity import FEATURES, Popularity
@@ -49,6 +50,13 @@ class WithoutReplay(Contender):
         super().__init__(past, config.model_copy(update={"train": replace(config.train, replay_ratio=0.0)}))
 
 
+class WithoutCooccurrence(Contender):
+    """Publishes nothing of who chooses what together."""
+
+    def __init__(self, past: Past, config: Config) -> None:
+        super().__init__(past, config.model_copy(update={"model": replace(config.model, cooccurrence=0)}))
+
+
 class WithoutHistory(Contender):
     """Each event comes from a user of its own: there is no one to be personal about, in learning or in serving."""
 
@@ -62,12 +70,12 @@ class WithoutHistory(Contender):
 
 @contextmanager
 def _no_ids() -> Iterator[None]:
-    """An item has nothing of its own: residual, context and bias are zeros for ever."""
+    """An item has nothing of its own: residual, context, bias and co-occurrence are zeros for ever."""
 
-    def stay(self: RowTable, *_: Any, **__: Any) -> None:
+    def stay(self: RowTable | Cooccurrence, *_: Any, **__: Any) -> None:
         """Learn nothing."""
 
-    with patch.object(RowTable, "step", stay):
+    with patch.object(RowTable, "step", stay), patch.object(Cooccurrence, "take", stay):
         yield
 
 
@@ -94,16 +102,15 @@ def _no_calibration() -> Iterator[None]:
 
 
 PATCHES = {"ids": _no_ids, "popularity": _no_popularity, "calibration": _no_calibration}
-PLAIN = ("content", "ids", "history", "replay", "popularity", "calibration")
+CONFIGURED = {"history": WithoutHistory, "replay": WithoutReplay, "cooccurrence": WithoutCooccurrence}
+PLAIN = ("content", "ids", "history", "replay", "cooccurrence", "popularity", "calibration")
 """What can be taken away whatever the stream; each of its modalities too, by name."""
 
 
 def without(part: str, modalities: Sequence[str]) -> Make:
     """Builds the contender without `part`: one of `PLAIN`, or a modality. Patched ones need `taken_away` around."""
-    if part == "history":
-        return WithoutHistory
-    if part == "replay":
-        return WithoutReplay
+    if part in CONFIGURED:
+        return CONFIGURED[part]
     if part in PATCHES:
         return Contender
     return partial(WithoutModalities, hidden=modalities if part == "content" else [part])

@@ -6,8 +6,8 @@ A Gaussian belief about the scales, and about what items that nobody has touched
 phase to phase: each phase's softmax likelihood is maximised with that belief as the prior (Laplace approximation, by
 Fisher scoring), and the belief fades by a half-life in events.
 
-Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity, likeness, and 1 for
-an untouched item), S scales, C coefficients: the scales, then what untouched items get.
+Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity, likeness, co-occurrence,
+and 1 for an untouched item), S scales, C coefficients: the scales, then what untouched items get.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.histories import LENGTHS
-from models.scorer import SCALES, Untouched
+from models.scorer import POPULARITY_SCALE, SCALES, Untouched
 
 HALF_LIFE = 5_000.0
 """Events after which a phase's evidence counts half."""
@@ -36,6 +36,8 @@ BOUNDS = torch.tensor(
     [[FLOOR, CEILING]] * SCALES + [[-MOST_UNTOUCHED, MOST_UNTOUCHED], [-0.98, 2.0], [-0.98, 9.0]], dtype=torch.float64
 )
 """Of each coefficient, lowest and highest."""
+TWOFOLD = [0, 3]
+"""Terms that have other scales for untouched items: the personal one and the likeness."""
 NEWTON_STEPS = 3
 
 
@@ -55,7 +57,7 @@ class Calibration:
     def untouched(self) -> Untouched:
         """What becomes of untouched items."""
         appeal, personal, likeness = self.mean[UNTOUCHED:].tolist()
-        return Untouched(float(appeal / self.scales[LENGTHS + 1]), 1 + personal, 1 + likeness)
+        return Untouched(float(appeal / self.scales[POPULARITY_SCALE]), 1 + personal, 1 + likeness)
 
     def fade(self, events: int) -> None:
         """Trust what was learned less, now that so many events more have passed."""
@@ -109,9 +111,9 @@ class Calibration:
 
 def _score(terms_BNT: Tensor, theta_BC: Tensor) -> tuple[Tensor, Tensor]:
     """What each coefficient of an example changes in the scores, (B, N, C), and the scores, (B, N, 1)."""
-    untouched_BN1 = terms_BNT[..., 4:]
-    # the personal term and the likeness: other scales for untouched items
-    twofold_BN2, scales_B12 = terms_BNT[..., [0, 3]], theta_BC[:, None, [0, 3]]
-    slopes_BNC = torch.cat((terms_BNT, twofold_BN2 * scales_B12 * untouched_BN1), dim=2)
-    slopes_BNC[..., [0, 3]] *= 1 + theta_BC[:, None, 5:] * untouched_BN1
-    return slopes_BNC, slopes_BNC[..., :5] @ theta_BC[:, :5].unsqueeze(2)
+    terms = terms_BNT.shape[2]
+    untouched_BN1 = terms_BNT[..., -1:]
+    more_BN2 = terms_BNT[..., TWOFOLD] * theta_BC[:, None, TWOFOLD] * untouched_BN1
+    slopes_BNC = torch.cat((terms_BNT, more_BN2), dim=2)
+    slopes_BNC[..., TWOFOLD] *= 1 + theta_BC[:, None, terms:] * untouched_BN1
+    return slopes_BNC, slopes_BNC[..., :terms] @ theta_BC[:, :terms].unsqueeze(2)

@@ -3,7 +3,8 @@ did. Each of the two adds up to the score.
 
 By the item, the terms of `models.scorer` are sums as they stand:
 
-    score = Σ_m (⟨u, y_m⟩ + ⟨r_u, r_m⟩) + ⟨u, residual⟩ + bias + popularity + taste (+ base, for ratings) + rest
+    score = Σ_m (⟨u, y_m⟩ + ⟨r_u, r_m⟩) + ⟨u, residual⟩ + cooccurrence + bias + popularity + taste
+            (+ base, for ratings) + rest
 
 with the scales of calibration in each. r_m is what was announced of modality m (`models.likeness`), y_m what the
 fusion's own weights give it. Where modalities do more than add, and under the `mlp` head, credits for the y_m are
@@ -43,7 +44,8 @@ Coalitions = NDArray[np.bool_]
 def explain(overlay: Overlay, user_id: str, item_id: str) -> dict[str, Any] | None:
     """The score of a pair and what it is made of, plain values; None where the item is unknown.
 
-    `item`: `modalities` by name (those that the item has), `id`, `bias`, `popularity` (the same for everybody),
+    `item`: `modalities` by name (those that the item has), `id`, `cooccurrence` (how often the same users chose it and
+    what this one chose last), `bias`, `popularity` (the same for everybody),
     `taste` (how this user weighs it), `base` (only for ratings, the user's mean), `rest`; and `credit`, how modalities
     got theirs: `weights` or `shapley`. `user`: `anyone`, `mean` (only for ratings, what the user's own mean adds),
     `features` (where there are any), `history` (newest first: `item_id`, `action`, `value`, `time` in seconds since the
@@ -97,7 +99,10 @@ def _by_item(overlay: Overlay, row: int, user_V: Vectors, item_V: Vectors, score
     d = snapshot.d
     products_V = user_V.astype(np.float64) * item_V
     taste = d + 2 + POPULARITY_DIM
+    alike = taste + (snapshot.spec.objective == "rating")
+    together = alike + snapshot.spec.likeness_dim
     parts: dict[str, Any] = {
+        "cooccurrence": float(products_V[together:].sum()),
         "bias": float(products_V[d]),
         "popularity": float(products_V[d + 1]),
         "taste": float(products_V[d + 2 : taste].sum()),
@@ -107,7 +112,7 @@ def _by_item(overlay: Overlay, row: int, user_V: Vectors, item_V: Vectors, score
     share = snapshot.untouched if overlay.popularity_of(row)[NEVER_SEEN] > 0 else AS_OTHERS
     modalities, own, credit = _personal(overlay, row, user_V, item_V)
     modalities = {name: share.personal * part for name, part in modalities.items()}
-    for name, part in _likeness(overlay, row, user_V[taste:]).items():
+    for name, part in _likeness(overlay, row, user_V[alike:together]).items():
         modalities[name] += share.likeness * part
     rest = score - sum(parts.values()) - sum(modalities.values()) - own
     return {"modalities": modalities, "id": own, **parts, "rest": float(rest), "credit": credit}

@@ -22,6 +22,7 @@ from models.auxiliary import TaskHeads
 from models.averages import Averages
 from models.calibration import Calibration
 from models.content_steps import ContentSteps
+from models.cooccurrence import Cooccurrence
 from models.distillation import Distillation
 from models.event_log import LogView
 from models.examples import Examples
@@ -84,6 +85,7 @@ class Learner:
         self.bias = RowTable(1, self.device)
         self.tables = {"residual": self.residual, "context": self.context, "bias": self.bias}
         self.averages = Averages(self.scorer, self.tables)
+        self.cooccurrence = Cooccurrence(spec.cooccurrence_dim, self.device)
         self.popularity = Popularity.empty()
         self.calibration = Calibration()
         self.values = ValueScale()
@@ -144,6 +146,7 @@ class Learner:
                         losses.append(self._step(parts, self.steps + len(losses)))
                         replayed += len(parts[0][2]) - parts[0][2].fresh
                     self.advance(log, stop)
+                self.cooccurrence.take(log, block_positions, self.generator)
         self.steps += len(losses)
         self.averages.settle()
         finite = all(map(math.isfinite, losses)) and self._finite()
@@ -208,10 +211,13 @@ class Learner:
             for table in self.tables.values():
                 spread = self.objective.spread if table is self.residual else 0.0
                 table.grow(new, spread=spread, generator=self.generator)
+            self.cooccurrence.grow(new)
         blank = [row for row, one in enumerate(self.memory.items.ids) if one is None]
         if blank:
+            gone = torch.tensor(blank, device=self.device)
             for table in self.tables.values():
-                table.blank(torch.tensor(blank, device=self.device))
+                table.blank(gone)
+            self.cooccurrence.blank(gone)
 
     def advance(self, log: LogView, stop: int, *, values: bool = True) -> None:
         """Count the events before `stop`, and refresh what they touched."""
@@ -243,7 +249,8 @@ class Learner:
             self.scorer.regression.observe((self.contents + self.residual.values)[self.popularity.first >= 0])
 
     def _finite(self) -> bool:
-        tensors = [*self.scorer.parameters(), *(table.values for table in self.tables.values())]
+        tables = (table.values for table in self.tables.values())
+        tensors = [*self.scorer.parameters(), *tables, self.cooccurrence.values]
         return all(bool(tensor.detach().isfinite().all()) for tensor in tensors)
 
     # -- state
@@ -265,6 +272,7 @@ class Learner:
         return {
             "scorer": self.averages.state(),
             **{name: table.state() for name, table in self.tables.items()},
+            "cooccurrence": self.cooccurrence.state(),
             "popularity": {
                 "counts": torch.from_numpy(popularity.counts.copy()),
                 "last": torch.from_numpy(popularity.last.copy()),
@@ -284,6 +292,7 @@ class Learner:
             parameters=dict(self.scorer.named_parameters()),
             optimizer=self.optimizer.state_dict(),
             dim=self.spec.dim,
+            cooccurrence_dim=self.spec.cooccurrence_dim,
             items=len(self.memory.items),
             events=self.memory.n_events,
         )
@@ -299,6 +308,7 @@ class Learner:
             group.update(lr=rate, weight_decay=decay)
         for name, table in self.tables.items():
             table.load(state[name])
+        self.cooccurrence.load(state["cooccurrence"])
         self.popularity = popularity_from(state)
         self.calibration = Calibration.from_state(state["calibration"])
         self.values = ValueScale(**state["values"])

@@ -379,7 +379,7 @@ class Overlay:
             histories, local,
             vectors_BLD=self._patches.read(rows),
             past_BD=past.mean_of(torch.from_numpy(self._patches.read(past.row_E))),
-            likeness_BK=liked.mean_of(torch.from_numpy(self._patches.likeness(liked.row_E))),
+            alike_BK=liked.mean_of(torch.from_numpy(self._patches.alike(liked.row_E))),
             features_BLK=self._patches.features(rows),
             items_BLV=None if snapshot.scorer.regression is None else self._patches.published(rows),
             profiles=self._profiles,

@@ -46,9 +46,9 @@ class ItemPatches:
         self._personal = PatchedTable(snapshot.personal_ND)
         self._bias = PatchedTable(snapshot.bias)
         self._features = PatchedTable(snapshot.features_NK)
-        self._likeness = PatchedTable(snapshot.likeness_NK)
+        self._alike = PatchedTable(snapshot.alike_NK)
         self._published = PatchedTable(snapshot.vectors_NV)
-        self._tables = (self._personal, self._bias, self._features, self._likeness, self._published)
+        self._tables = (self._personal, self._bias, self._features, self._alike, self._published)
 
     def __len__(self) -> int:
         """Item rows there are, patched or not."""
@@ -80,9 +80,9 @@ class ItemPatches:
         """Their popularity features, (…, K)."""
         return self._features.gather(rows, self._slot.rows[rows])
 
-    def likeness(self, rows: Ints) -> Vectors:
-        """What was announced with them, (…, K)."""
-        return self._likeness.gather(rows, self._slot.rows[rows])
+    def alike(self, rows: Ints) -> Vectors:
+        """Their likeness and co-occurrence, (…, K)."""
+        return self._alike.gather(rows, self._slot.rows[rows])
 
     def read(self, rows: Ints) -> Vectors:
         """What they are where they stand in a history, (…, D)."""
@@ -98,7 +98,7 @@ class ItemPatches:
         personal[known] += self._snapshot.residual[rows[known]]
         slots = self._slots(rows)
         self._personal.patches.rows[slots] = personal
-        self._likeness.patches.rows[slots] = likeness_RK
+        self._alike.patches.rows[slots, : likeness_RK.shape[1]] = likeness_RK
 
     def set_features(self, rows: Ints, features_RK: Vectors) -> None:
         """These rows (R,), each once, are as popular and as old as this: their published vectors are computed anew."""
@@ -106,7 +106,7 @@ class ItemPatches:
         self._features.patches.rows[slots] = features_RK
         self._published.patches.rows[slots] = self._snapshot.item_matrix(
             self._personal.patches.rows[slots], self._bias.patches.rows[slots], features_RK,
-            self._likeness.patches.rows[slots],
+            self._alike.patches.rows[slots],
         )  # fmt: skip
 
     def _slots(self, rows: Ints) -> Ints:

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import catalogue, losses
+from models import catalogue, cooccurrence, likeness, losses
 from models.event_log import LogView
 from models.examples import Examples
 from models.full_softmax import FullSoftmax
-from models.likeness import WEIGHT
 from models.objective import Ints, Objective, Step
 from models.popularity import NEVER_SEEN
 from models.sampling import uniform_negatives
@@ -172,17 +171,27 @@ class Ranking(Objective):
         return torch.randperm(items, generator=learner.generator, device=learner.device)[:CALIBRATION_ITEMS]
 
     def _encoded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Contents (R, D) and likeness (R, K)."""
+        """Contents (R, D), and what they are like (R, K)."""
         learner = self.learner
-        given = (learner.scorer, learner.memory.item_features, rows.cpu().numpy(), learner.device)
-        return catalogue.encode(*given), catalogue.likeness(*given)
+        contents_RD = catalogue.encode(
+            learner.scorer, learner.memory.item_features, rows.cpu().numpy(), learner.device
+        )  # fmt: skip
+        return contents_RD, self._alike(rows)
+
+    def _alike(self, rows: Tensor) -> Tensor:
+        """Likeness and co-occurrence of items, (R, K)."""
+        learner = self.learner
+        likeness_RK = catalogue.likeness(
+            learner.scorer, learner.memory.item_features, rows.cpu().numpy(), learner.device
+        )  # fmt: skip
+        return torch.cat((likeness_RK, learner.cooccurrence.values[rows]), dim=1)
 
     def _liked(self, examples: Examples) -> Tensor:
-        """The mean likeness (B, K) of what the examples' users chose last."""
-        learner, liked = self.learner, examples.histories.liked()
+        """The mean likeness and co-occurrence (B, K) of what the examples' users chose last."""
+        device, liked = self.learner.device, examples.histories.liked()
         rows, place_E = np.unique(liked.row_E, return_inverse=True)
-        table = catalogue.likeness(learner.scorer, learner.memory.item_features, rows, learner.device)
-        return liked.mean_of(table[torch.from_numpy(place_E).to(learner.device)])
+        alike_RK = self._alike(torch.from_numpy(rows).to(device))
+        return liked.mean_of(alike_RK[torch.from_numpy(place_E).to(device)])
 
     def _terms(
         self, examples: Examples, lead: Tensor, tables: tuple[Tensor, Tensor]
@@ -194,7 +203,7 @@ class Ranking(Objective):
         # one column a target of its own, so that the sample stays uniform
         rows, target_B, history = self.working_set(examples)
         both = torch.cat((lead, rows))
-        contents, likeness = (torch.cat(pair) for pair in zip(tables, self._encoded(rows), strict=True))
+        contents, alike = (torch.cat(pair) for pair in zip(tables, self._encoded(rows), strict=True))
         vectors, bias, _, context = self.leaves(both, contents_RD=contents)
         features = learner.features[both]
         n = len(lead)
@@ -203,17 +212,20 @@ class Ranking(Objective):
         item_RV = learner.scorer.items(vectors, bias, features)
         d = learner.spec.dim
         own_BV = item_RV[target_B + n]
-        like_BK, own_BK = self._liked(examples), likeness[target_B + n]
+        liked_BK, own_BK = self._liked(examples), alike[target_B + n]
+        columns = (learner.spec.likeness_dim,)
 
-        def terms(u: Tensor, v: Tensor, like: Tensor, untouched: Tensor, pattern: str) -> Tensor:
+        def terms(u: Tensor, v: Tensor, alike: Tensor, untouched: Tensor, pattern: str) -> Tensor:
             personal = torch.einsum(pattern, u[:, :d], v[:, :d])
             bias = torch.einsum(pattern, u[:, d : d + 1], v[:, d : d + 1])
             popularity = torch.einsum(pattern, u[:, d + 1 :], v[:, d + 1 :])
-            alike = WEIGHT * torch.einsum(pattern, like_BK, like)
-            return torch.stack((personal, bias, popularity, alike, untouched.expand_as(personal)), dim=-1)
+            pairs = zip(liked_BK.tensor_split(columns, dim=1), alike.tensor_split(columns, dim=1), strict=True)
+            like, together = (torch.einsum(pattern, *pair) for pair in pairs)
+            parts = (personal, bias, popularity, likeness.WEIGHT * like, cooccurrence.WEIGHT * together)
+            return torch.stack((*parts, untouched.expand_as(personal)), dim=-1)
 
         untouched = features[:, NEVER_SEEN]
-        sampled_BNT = terms(user_BV, item_RV[:n], likeness[:n], untouched[:n], "bv,nv->bn")
+        sampled_BNT = terms(user_BV, item_RV[:n], alike[:n], untouched[:n], "bv,nv->bn")
         own_BT = terms(user_BV, own_BV, own_BK, untouched[target_B + n], "bv,bv->b")
         all_BNT = torch.cat((own_BT.unsqueeze(1), sampled_BNT), dim=1)
         announced = learner.memory.announced[lead.cpu().numpy()]

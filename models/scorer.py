@@ -1,13 +1,14 @@
 """The scorer: how an item and a user become the two vectors whose dot product is the score.
 
-    score(u, i) = s_len · ⟨u, e_i⟩ + s_bias · b_i + s_pop · (⟨q_u, P_i⟩ + a_i) + s_like · ⟨r_u, r_i⟩
+    score(u, i) = s_len · ⟨u, e_i⟩ + s_bias · b_i + s_pop · (⟨q_u, P_i⟩ + a_i) + s_like · ⟨r_u, r_i⟩ + s_co · ⟨w_u, w_i⟩
 
 e_i is the item's content plus its own residual, b_i its bias; u reads e_h plus a context vector of each item h of the
 history; P_i and a_i come from how popular and how old the item is, and q_u from how popular and old the user's recent
-items were; r_i is what was announced with the item and r_u the mean of that of the user's items (`models.likeness`).
+items were; r_i is what was announced with the item (`models.likeness`), w_i who chose it (`models.cooccurrence`), and
+r_u and w_u the means of those of the user's items.
 The s are calibration: fitted on events before the weights learn from them, and so is what an item that
-nobody has touched is given on top of its a_i. Published, an item is [e | b, a, P (, 1) (, r)] and a user
-[s_len u | s_bias, s_pop, s_pop q (, base) (, s_like r)]. For ratings, the user's vector is what
+nobody has touched is given on top of its a_i. Published, an item is [e | b, a, P (, 1) (, r, w)] and a user
+[s_len u | s_bias, s_pop, s_pop q (, base) (, s_like r, s_co w)]. For ratings, the user's vector is what
 `models.value_regression` makes of this one (with no scales) and of the values that the user gave.
 
 Shape suffixes: B users or examples, N items, L places of a history, D vector size, E extras, K popularity features.
@@ -22,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models import cooccurrence, likeness
 from models.dropout import Noise
 from models.encoders import FrameEncoder, InputNorm, VectorEncoder
 from models.fusion import FUSIONS
 from models.histories import LENGTHS, HistoryTensors
-from models.likeness import WEIGHT, direction, outlines
+from models.likeness import direction, outlines
 from models.popularity import FEATURES, HALF_LIVES, NEVER_SEEN
 from models.spec import ModelSpec
 from models.user_tower import UserTower
@@ -38,8 +40,9 @@ SLOW = HALF_LIVES.index(3_000.0)
 """From this half-life on, the mean of an item's log counts is what a_i starts as."""
 HEAD_WIDTH = 64
 """Width of the `mlp` head's inner layer."""
-SCALES = LENGTHS + 3
-"""Calibration: the personal term by length of history, the bias, the popularity, the likeness."""
+BIAS_SCALE, POPULARITY_SCALE, LIKENESS_SCALE, COOCCURRENCE_SCALE = range(LENGTHS, LENGTHS + 4)
+"""Where calibration has the scale of each term; those of the personal one, by length of history, come first."""
+SCALES = LENGTHS + 4
 
 Features = Mapping[str, tuple[Tensor, Tensor]]
 """Modality → vectors (B, D) or (B, F, D), and how many vectors each row has (B,), 0 where it is missing."""
@@ -49,7 +52,7 @@ class Untouched(NamedTuple):
     """What calibration makes of items that nobody has touched."""
 
     appeal: float
-    """What is added to it, before the popularity's scale is put on it."""
+    """What is added to their appeal, before the popularity's scale is put on it."""
     personal: float
     """What their personal part is multiplied by: it is made of content alone, which says less."""
     likeness: float
@@ -164,24 +167,26 @@ class Scorer(nn.Module):
         bias_N: Tensor,
         features_NK: Tensor,
         untouched: Untouched = AS_OTHERS,
-        likeness_NK: Tensor | None = None,
+        alike_NK: Tensor | None = None,
     ) -> Tensor:
         """Published vectors of items, (N, D + E); calibration says what becomes of `untouched` ones.
 
-        Without likeness, as it is while the weights learn, they are so much shorter, and so are users'.
+        `alike_NK` are likeness and co-occurrence; without, as it is while the weights learn, vectors are so much
+        shorter, and so are users'.
         """
         popularity = self.item_popularity(features_NK)
         untouched_N1 = features_NK[:, NEVER_SEEN].unsqueeze(1)
         appeal_N1 = popularity[:, :1] + self.popular(features_NK) + untouched.appeal * untouched_N1
         if untouched.personal != 1:
             e_ND = torch.where(untouched_N1 > 0, untouched.personal * e_ND, e_ND)
-        if likeness_NK is not None and untouched.likeness != 1:
-            likeness_NK = torch.where(untouched_N1 > 0, untouched.likeness * likeness_NK, likeness_NK)
+        if alike_NK is not None and untouched.likeness != 1:
+            # nobody chose them, so that there is nothing but likeness to be scaled
+            alike_NK = torch.where(untouched_N1 > 0, untouched.likeness * alike_NK, alike_NK)
         parts = [e_ND, bias_N.unsqueeze(1), appeal_N1, popularity[:, 1:]]
         if self.spec.objective == "rating":
             parts.append(e_ND.new_ones(len(e_ND), 1))
-        if likeness_NK is not None:
-            parts.append(likeness_NK)
+        if alike_NK is not None:
+            parts.append(alike_NK)
         return torch.cat(parts, dim=1)
 
     def users(
@@ -194,13 +199,14 @@ class Scorer(nn.Module):
         *,
         profiles: Features | None = None,
         items_BLV: Tensor | None = None,
-        likeness_BK: Tensor | None = None,
+        alike_BK: Tensor | None = None,
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Published vectors of users, (B, D + E), from the vectors and popularity features of their histories'
         items, and the decayed mean of the vectors of all that they chose. `items_BLV`: the published vectors of the
-        histories' items, which only ratings need; `likeness_BK`: the mean likeness of what they chose last."""
+        histories' items, which only ratings need; `alike_BK`: the mean likeness and co-occurrence of what they chose
+        last."""
         features = self._profile(profiles) if profiles else None
         read = self.spec.history
         recent = inputs.newest(read)
@@ -210,13 +216,15 @@ class Scorer(nn.Module):
         length = functional.one_hot(inputs.length_B, LENGTHS).to(mean_BK)
         q_BP = self.taste(torch.cat((mean_BK, length), dim=1))
         personal_B1 = scales[inputs.length_B].unsqueeze(1)
-        bias, popularity = scales[LENGTHS], scales[LENGTHS + 1]
+        bias, popularity = scales[BIAS_SCALE], scales[POPULARITY_SCALE]
         ones = u_BD.new_ones(len(u_BD), 1)
         # the mlp head's network sees u itself; its output is scaled by nothing
         direct = u_BD if self.spec.head == "mlp" else personal_B1 * u_BD
         rest = [bias * ones, popularity * ones, popularity * q_BP]
-        if likeness_BK is not None:
-            rest.append(WEIGHT * scales[LENGTHS + 2] * likeness_BK)
+        if alike_BK is not None:
+            like_BK, together_BK = alike_BK.tensor_split((self.spec.likeness_dim,), dim=1)
+            rest.append(likeness.WEIGHT * scales[LIKENESS_SCALE] * like_BK)
+            rest.append(cooccurrence.WEIGHT * scales[COOCCURRENCE_SCALE] * together_BK)
         if self.regression is None:
             return torch.cat((direct, *rest), dim=1)
         if items_BLV is None:
@@ -259,7 +267,7 @@ class Scorer(nn.Module):
 
 def extras(spec: ModelSpec) -> int:
     """Published dimensions beyond `spec.dim`."""
-    return 2 + POPULARITY_DIM + (spec.objective == "rating") + spec.likeness_dim
+    return 2 + POPULARITY_DIM + (spec.objective == "rating") + spec.alike_dim
 
 
 def encoder(spec: ModelSpec, name: str) -> nn.Module:

@@ -90,6 +90,8 @@ class Snapshot:
         """Time of the newest event, None before any."""
         self.contents_ND, self.likeness_NK = self._contents(like)
         """Fused contents of all item rows, and what was announced with them (K may be 0)."""
+        self.alike_NK = self._alike(state)
+        """What was announced with items, and which ones the same users chose."""
         self._build_items(state, len(self.log) if upto is None else upto)
         self.default_user: Vectors = self.user_matrix(Histories.empty(1, spec.events_read), np.array([-1]))[0]
         """The vector of anyone unknown."""
@@ -114,6 +116,12 @@ class Snapshot:
             else self._in_chunks(catalogue.likeness, self.spec.likeness_dim)
         )
         return contents_ND, likeness_NK
+
+    def _alike(self, state: dict[str, Any]) -> Vectors:
+        together_NK = np.zeros((self.n_items, self.spec.cooccurrence_dim), np.float32)
+        known = state["cooccurrence"]["values"].numpy()[: self.n_items]
+        together_NK[: len(known)] = known
+        return np.concatenate((self.likeness_NK, together_NK), axis=1)
 
     def _in_chunks(self, make: Callable[[Scorer, FeatureTable, Ints, str], torch.Tensor], size: int) -> Vectors:
         """What `make` makes of all items, (N, size)."""
@@ -148,7 +156,7 @@ class Snapshot:
         for at in range(0, self.n_items, CHUNK):
             rows = np.arange(at, min(at + CHUNK, self.n_items))
             self.vectors_NV[rows] = self.item_matrix(
-                self.personal_ND[rows], self.bias[rows], self.features_NK[rows], self.likeness_NK[rows]
+                self.personal_ND[rows], self.bias[rows], self.features_NK[rows], self.alike_NK[rows]
             )  # fmt: skip
         self._read_ND = torch.from_numpy(self.personal_ND + self.context)
         """What items are in a history."""
@@ -161,11 +169,11 @@ class Snapshot:
     # -- vectors
 
     @torch.no_grad()
-    def item_matrix(self, vectors_RD: Vectors, bias_R: Vectors, features_RK: Vectors, likeness_RK: Vectors) -> Vectors:
-        """Published vectors (R, V) from personal parts, biases, popularity features and likeness."""
-        parts = (vectors_RD, bias_R, features_RK, likeness_RK)
-        vectors, bias, features, likeness = (torch.from_numpy(part) for part in parts)
-        published = self.scorer.items(vectors, bias, features, self.untouched, likeness)
+    def item_matrix(self, vectors_RD: Vectors, bias_R: Vectors, features_RK: Vectors, alike_RK: Vectors) -> Vectors:
+        """Published vectors (R, V) from personal parts, biases, popularity features, likeness and co-occurrence."""
+        parts = (vectors_RD, bias_R, features_RK, alike_RK)
+        vectors, bias, features, alike = (torch.from_numpy(part) for part in parts)
+        published = self.scorer.items(vectors, bias, features, self.untouched, alike)
         return np.asarray(published.numpy())
 
     @torch.no_grad()
@@ -179,7 +187,7 @@ class Snapshot:
         items_BLV: Vectors | None = None,
         profiles: FeatureTable | None = None,
         past_BD: torch.Tensor | None = None,
-        likeness_BK: torch.Tensor | None = None,
+        alike_BK: torch.Tensor | None = None,
     ) -> Vectors:
         """Published vectors (B, V) of users with these histories; the rest is as in this snapshot unless it is
         given."""
@@ -199,14 +207,14 @@ class Snapshot:
             items_BLV = self.vectors_NV[rows] if self.n_items else np.zeros((*rows.shape, self.dim), np.float32)
         if past_BD is None:
             past_BD = histories.past().mean(self._read_ND)
-        if likeness_BK is None:
-            likeness_BK = histories.liked().mean(torch.from_numpy(self.likeness_NK))
+        if alike_BK is None:
+            alike_BK = histories.liked().mean(torch.from_numpy(self.alike_NK))
         table = self.user_features if profiles is None else profiles
         published = self.scorer.users(
             torch.from_numpy(vectors_BLD), torch.from_numpy(features_BLK), past_BD, inputs, self.scales,
             profiles=catalogue.gather(table, users, "cpu") if self.spec.user_features else None,
             items_BLV=None if items_BLV is None else torch.from_numpy(items_BLV),
-            likeness_BK=likeness_BK,
+            alike_BK=alike_BK,
         )  # fmt: skip
         return np.asarray(published.numpy())
 

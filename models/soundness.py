@@ -27,6 +27,7 @@ def check_learner(
     parameters: Mapping[str, Tensor],
     optimizer: Mapping[str, Any],
     dim: int,
+    cooccurrence_dim: int,
     items: int,
     events: int,
 ) -> None:
@@ -39,6 +40,7 @@ def check_learner(
         like = {"values": (known, width), "learning": (known, width), "power": (known,)}
         _check_shapes(state[name], like, torch.float32, name)
         not_negative(state[name]["power"], f"{name} power")
+    _check_cooccurrence(state["cooccurrence"], known, cooccurrence_dim)
     _check_popularity(state["popularity"], events)
     if known > items or len(state["popularity"]["last"]) > items:
         raise ValueError(f"The state has rows of {known} items, of {items} there are.")
@@ -114,6 +116,15 @@ def _check_shapes(
     found: Mapping[str, Any], like: Mapping[str, tuple[int, ...]], dtype: torch.dtype, where: str
 ) -> None:
     check_tensors(found, {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in like.items()}, where)
+
+
+def _check_cooccurrence(found: Mapping[str, Any], rows: int, dim: int) -> None:
+    like = {
+        "values": torch.empty(rows, dim, device="meta"),
+        "counts": torch.empty(rows, dtype=torch.float64, device="meta"),
+    }
+    check_tensors(found, like, "cooccurrence")
+    not_negative(found["counts"], "cooccurrence counts")
 
 
 def _check_popularity(found: Mapping[str, Any], events: int) -> None:

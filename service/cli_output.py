@@ -20,6 +20,7 @@ SHOWN_VALUES = 6
 
 ITEM_PARTS = {
     "id": "what was learned of it alone",
+    "cooccurrence": "how often the same users choose it",
     "bias": "its bias",
     "popularity": "how popular and old it is",
     "taste": "how this user weighs that",

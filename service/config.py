@@ -144,8 +144,9 @@ def _contradictions(config: Config) -> Iterator[str]:
         for name, value in values.items():
             if value < 1:
                 yield f'"{name}" in [{table}] must be at least 1, not {value}.'
-    if model.likeness < 0:
-        yield f'"likeness" in [model] must be 0 or greater, not {model.likeness}.'
+    for name in ("likeness", "cooccurrence"):
+        if (value := getattr(model, name)) < 0:
+            yield f'"{name}" in [model] must be 0 or greater, not {value}.'
     for name in ("modalities", "frames", "user_features"):
         for key, value in getattr(model, name).items():
             if value < 1:

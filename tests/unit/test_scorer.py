@@ -14,7 +14,7 @@ from models.full_softmax import FullSoftmax
 from models.histories import LENGTHS, Histories, ValueScale
 from models.item_tables import RowTable
 from models.popularity import HALF_LIVES, Popularity
-from models.scorer import Scorer, neutral_scales
+from models.scorer import SCALES, Scorer, neutral_scales
 from models.spec import ModelSpec
 
 SPLIT = 3
@@ -132,25 +132,25 @@ def test_row_table_moves_only_active_rows_and_remembers_their_gradients() -> Non
     assert table.power.tolist() == [2.0, 0.0, 0.0]
 
 
-TRUTH = torch.tensor([0.4, 1.5, 0.8, 0.6, -1.2, -0.5, 0.8])
-"""Scales of the personal term, the bias, the popularity and the likeness; what untouched items get, and by what shares
-their personal term and their likeness count for less or more."""
+TRUTH = torch.tensor([0.4, 1.5, 0.8, 0.6, 0.9, -1.2, -0.5, 0.8])
+"""Scales of the personal term, the bias, the popularity, the likeness and the co-occurrence; what untouched items get,
+and by what shares their personal term and their likeness count for less or more."""
 
 
 def random_terms(examples: int, candidates: int, draw: torch.Generator) -> torch.Tensor:
-    terms = torch.randn(examples, candidates, 5, generator=draw)
-    terms[..., 4] = (terms[..., 4] > 0.5).float()
+    terms = torch.randn(examples, candidates, 6, generator=draw)
+    terms[..., 5] = (terms[..., 5] > 0.5).float()
     return terms
 
 
 def found(calibration: Calibration) -> torch.Tensor:
-    scales = calibration.scales[[2, LENGTHS, LENGTHS + 1, LENGTHS + 2]]
+    scales = calibration.scales[[2, *range(LENGTHS, SCALES)]]
     appeal, personal, likeness = calibration.untouched
     return torch.cat((scales, torch.tensor([appeal * scales[2], personal - 1, likeness - 1])))
 
 
 def scores(terms: torch.Tensor) -> torch.Tensor:
-    again = terms[..., [0, 3]] * TRUTH[[0, 3]] * terms[..., 4:]
+    again = terms[..., [0, 3]] * TRUTH[[0, 3]] * terms[..., 5:]
     return torch.cat((terms, again), dim=-1) @ TRUTH
 
 
@@ -171,19 +171,19 @@ def test_calibration_finds_the_scales_that_made_the_choices() -> None:
 
 def test_calibration_on_a_sample_of_the_candidates_finds_the_scales_of_all_of_them() -> None:
     draw = torch.Generator().manual_seed(0)
-    terms = random_terms(8000, 400, draw)
+    terms = random_terms(24_000, 200, draw)
     target = torch.multinomial(scores(terms).softmax(1), 1, generator=draw)
-    own = terms.gather(1, target.unsqueeze(2).expand(-1, 1, 5))
+    own = terms.gather(1, target.unsqueeze(2).expand(-1, 1, 6))
     sample = torch.cat((own, terms[:, :100]), dim=1)
     allowed = torch.cat((torch.ones_like(target, dtype=torch.bool), torch.arange(100) != target), dim=1)
     calibration = Calibration()
-    calibration.fit(sample, torch.zeros(8000, dtype=torch.int64), allowed, torch.full((8000,), 2), weight=1.0)
+    calibration.fit(sample, torch.zeros(24_000, dtype=torch.int64), allowed, torch.full((24_000,), 2), weight=1.0)
     # a uniform sample needs no correction (McFadden, "Modelling the choice of residential location", 1978)
     torch.testing.assert_close(found(calibration), TRUTH, atol=0.1, rtol=0)
 
 
 def test_user_without_history_or_content_still_gets_a_finite_vector() -> None:
-    spec = ModelSpec(dim=4, history=3, modalities={"text": 2}, likeness=0)
+    spec = ModelSpec(dim=4, history=3, modalities={"text": 2}, likeness=0, cooccurrence=0)
     scorer = Scorer(spec)
     inputs = Histories.empty(2, 3).tensors(ValueScale())
     users = scorer.users(
