@@ -63,35 +63,34 @@ class Calibration:
         """Trust what was learned less, now that so many events more have passed."""
         self.evidence *= 0.5 ** (events / HALF_LIFE)
 
-    def fit(self, terms_BNT: Tensor, target_B: Tensor, allowed_BN: Tensor, length_B: Tensor, *, weight: float) -> None:
+    def fit(self, terms_BTN: Tensor, target_B: Tensor, allowed_BN: Tensor, length_B: Tensor, *, weight: float) -> None:
         """Maximise the posterior given these examples, each counted `weight` times.
 
-        `terms_BNT` are unscaled terms of the score; the target is allowed whatever `allowed_BN` says of it.
+        `terms_BTN` are unscaled terms of the score; the target is allowed whatever `allowed_BN` says of it.
         """
-        if len(terms_BNT) == 0:
+        if len(terms_BTN) == 0:
             return
-        terms_BNT = terms_BNT.float().cpu()
+        terms_BTN = terms_BTN.float().cpu()
         target_B, length_B = target_B.cpu(), length_B.cpu()
         allowed_BN = allowed_BN.cpu().scatter(1, target_B.unsqueeze(1), True)
         shared = torch.arange(LENGTHS, COEFFICIENTS)
-        scale_BT = torch.cat((length_B.unsqueeze(1), shared.expand(len(length_B), -1)), dim=1)
+        scale_BC = torch.cat((length_B.unsqueeze(1), shared.expand(len(length_B), -1)), dim=1)
         prior = self.evidence + PRIOR * torch.eye(COEFFICIENTS, dtype=torch.float64)
         theta, mean = self.mean.clone(), self.mean
         hessian = torch.zeros_like(prior)
         for _ in range(NEWTON_STEPS):
-            slopes_BNC, score_BN1 = _score(terms_BNT, theta[scale_BT].float())
-            chance_BN1 = score_BN1.masked_fill_(~allowed_BN.unsqueeze(2), -torch.inf).softmax(1)
-            weighted_BNC = chance_BN1 * slopes_BNC
-            expected_BT = weighted_BNC.sum(1).double()
-            second_BTT = (weighted_BNC.transpose(1, 2) @ slopes_BNC).double()
-            own_BT = slopes_BNC[torch.arange(len(target_B)), target_B]
-            covariance_BTT = second_BTT - expected_BT.unsqueeze(2) * expected_BT.unsqueeze(1)
+            slopes_BCN, score_BN = _score(terms_BTN, theta[scale_BC].float())
+            chance_BN = score_BN.masked_fill_(~allowed_BN, -torch.inf).softmax(1)
+            expected_BC = torch.einsum("bcn,bn->bc", slopes_BCN, chance_BN).double()
+            second_BCC = torch.einsum("bcn,bn,bdn->bcd", slopes_BCN, chance_BN, slopes_BCN).double()
+            own_BC = slopes_BCN[torch.arange(len(target_B)), :, target_B]
+            covariance_BCC = second_BCC - expected_BC.unsqueeze(2) * expected_BC.unsqueeze(1)
             gradient = torch.zeros_like(theta)
-            gradient.index_put_((scale_BT,), weight * (own_BT.double() - expected_BT), accumulate=True)
+            gradient.index_put_((scale_BC,), weight * (own_BC.double() - expected_BC), accumulate=True)
             hessian = torch.zeros_like(prior)
             hessian.index_put_(
-                (scale_BT.unsqueeze(2).expand_as(second_BTT), scale_BT.unsqueeze(1).expand_as(second_BTT)),
-                weight * covariance_BTT, accumulate=True,
+                (scale_BC.unsqueeze(2).expand_as(second_BCC), scale_BC.unsqueeze(1).expand_as(second_BCC)),
+                weight * covariance_BCC, accumulate=True,
             )  # fmt: skip
             step = torch.linalg.solve(prior + hessian, gradient - prior @ (theta - mean))
             theta = (theta + step.clamp(-0.5, 0.5)).clamp(*BOUNDS.T)
@@ -109,11 +108,11 @@ class Calibration:
         return cls(state["mean"].clone(), state["evidence"].clone())
 
 
-def _score(terms_BNT: Tensor, theta_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """What each coefficient of an example changes in the scores, (B, N, C), and the scores, (B, N, 1)."""
-    terms = terms_BNT.shape[2]
-    untouched_BN1 = terms_BNT[..., -1:]
-    more_BN2 = terms_BNT[..., TWOFOLD] * theta_BC[:, None, TWOFOLD] * untouched_BN1
-    slopes_BNC = torch.cat((terms_BNT, more_BN2), dim=2)
-    slopes_BNC[..., TWOFOLD] *= 1 + theta_BC[:, None, terms:] * untouched_BN1
-    return slopes_BNC, slopes_BNC[..., :terms] @ theta_BC[:, :terms].unsqueeze(2)
+def _score(terms_BTN: Tensor, theta_BC: Tensor) -> tuple[Tensor, Tensor]:
+    """What each coefficient of an example changes in the scores, (B, C, N), and the scores, (B, N)."""
+    terms = terms_BTN.shape[1]
+    untouched_B1N = terms_BTN[:, -1:]
+    more_B2N = terms_BTN[:, TWOFOLD] * theta_BC[:, TWOFOLD, None] * untouched_B1N
+    slopes_BCN = torch.cat((terms_BTN, more_B2N), dim=1)
+    slopes_BCN[:, TWOFOLD] *= 1 + theta_BC[:, terms:, None] * untouched_B1N
+    return slopes_BCN, (theta_BC[:, None, :terms] @ slopes_BCN[:, :terms]).squeeze(1)

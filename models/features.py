@@ -73,13 +73,13 @@ class FeatureTable:
         known = (rows >= 0) & (rows < len(newest))
         at = np.full(len(rows), -1, np.int64)
         at[known] = newest[rows[known]]
-        vectors = self._vectors[name].rows
-        out = np.zeros((len(rows), *self.shape(name)), np.float32)
-        lengths = np.zeros(len(rows), np.int32)
-        there = at >= 0
-        out[there] = vectors[at[there]]
-        lengths[there] = self._lengths[name].rows[at[there]]
-        return out, lengths
+        vectors, lengths = self._vectors[name].rows, self._lengths[name].rows
+        if not len(vectors):
+            return np.zeros((len(rows), *self.shape(name)), np.float32), np.zeros(len(rows), np.int32)
+        # a missing row reads the last one first: one copy of all is the most that memory can move
+        out, missing = vectors[at], at < 0
+        out[missing] = 0
+        return out, np.where(missing, 0, lengths[at])
 
     def since(self, name: str, seen: int) -> tuple[Vectors, NDArray[np.int32]]:
         """Vectors of one modality, and how many each row of them is, in the order in which they came, without the first

@@ -173,10 +173,8 @@ class Ranking(Objective):
     def _encoded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Contents (R, D), and what they are like (R, K)."""
         learner = self.learner
-        contents_RD = catalogue.encode(
-            learner.scorer, learner.memory.item_features, rows.cpu().numpy(), learner.device
-        )  # fmt: skip
-        return contents_RD, self._alike(rows)
+        table = learner.memory.item_features
+        return catalogue.encode(learner.scorer, table, rows.cpu().numpy(), learner.device), self._alike(rows)
 
     def _alike(self, rows: Tensor) -> Tensor:
         """Likeness and co-occurrence of items, (R, K)."""
@@ -222,12 +220,12 @@ class Ranking(Objective):
             pairs = zip(liked_BK.tensor_split(columns, dim=1), alike.tensor_split(columns, dim=1), strict=True)
             like, together = (torch.einsum(pattern, *pair) for pair in pairs)
             parts = (personal, bias, popularity, likeness.WEIGHT * like, cooccurrence.WEIGHT * together)
-            return torch.stack((*parts, untouched.expand_as(personal)), dim=-1)
+            return torch.stack((*parts, untouched.expand_as(personal)), dim=1)
 
         untouched = features[:, NEVER_SEEN]
-        sampled_BNT = terms(user_BV, item_RV[:n], alike[:n], untouched[:n], "bv,nv->bn")
+        sampled_BTN = terms(user_BV, item_RV[:n], alike[:n], untouched[:n], "bv,nv->bn")
         own_BT = terms(user_BV, own_BV, own_BK, untouched[target_B + n], "bv,bv->b")
-        all_BNT = torch.cat((own_BT.unsqueeze(1), sampled_BNT), dim=1)
+        all_BTN = torch.cat((own_BT.unsqueeze(2), sampled_BTN), dim=2)
         announced = learner.memory.announced[lead.cpu().numpy()]
         allowed = torch.from_numpy(announced[None, :] <= examples.time_B[:, None]).to(learner.device)
         allowed &= lead != target.unsqueeze(1)
@@ -236,4 +234,4 @@ class Ranking(Objective):
         seen_BP = place[torch.from_numpy(examples.seen_BP).to(learner.device)]
         allowed &= ~torch.zeros(len(target), n + 1, dtype=torch.bool).scatter(1, seen_BP, True)[:, :n]
         allowed = torch.cat((torch.ones_like(allowed[:, :1]), allowed), dim=1)
-        return all_BNT, torch.zeros(len(target), dtype=torch.int64), allowed, history.length_B
+        return all_BTN, torch.zeros(len(target), dtype=torch.int64), allowed, history.length_B

@@ -138,8 +138,8 @@ and by what shares their personal term and their likeness count for less or more
 
 
 def random_terms(examples: int, candidates: int, draw: torch.Generator) -> torch.Tensor:
-    terms = torch.randn(examples, candidates, 6, generator=draw)
-    terms[..., 5] = (terms[..., 5] > 0.5).float()
+    terms = torch.randn(examples, 6, candidates, generator=draw)
+    terms[:, 5] = (terms[:, 5] > 0.5).float()
     return terms
 
 
@@ -150,20 +150,20 @@ def found(calibration: Calibration) -> torch.Tensor:
 
 
 def scores(terms: torch.Tensor) -> torch.Tensor:
-    again = terms[..., [0, 3]] * TRUTH[[0, 3]] * terms[..., 5:]
-    return torch.cat((terms, again), dim=-1) @ TRUTH
+    again = terms[:, [0, 3]] * TRUTH[[0, 3], None] * terms[:, 5:]
+    return TRUTH @ torch.cat((terms, again), dim=1)
 
 
 def test_calibration_finds_the_scales_that_made_the_choices() -> None:
     draw = torch.Generator().manual_seed(0)
-    terms = random_terms(16_000, 12, draw)
+    terms = random_terms(32_000, 12, draw)
     target = torch.multinomial(scores(terms).softmax(1), 1, generator=draw).squeeze(1)
-    length = torch.full((16_000,), 2)
+    length = torch.full((32_000,), 2)
     calibration = Calibration()
-    for part in range(0, 16_000, 4000):
-        calibration.fade(4000)
-        span = slice(part, part + 4000)
-        allowed = torch.ones(4000, 12, dtype=torch.bool)
+    for part in range(0, 32_000, 8000):
+        calibration.fade(8000)
+        span = slice(part, part + 8000)
+        allowed = torch.ones(8000, 12, dtype=torch.bool)
         calibration.fit(terms[span], target[span], allowed, length[span], weight=1.0)
     torch.testing.assert_close(found(calibration), TRUTH, atol=0.1, rtol=0)
     assert calibration.scales[3] == 1.0  # no history of that length was seen
@@ -173,8 +173,8 @@ def test_calibration_on_a_sample_of_the_candidates_finds_the_scales_of_all_of_th
     draw = torch.Generator().manual_seed(0)
     terms = random_terms(24_000, 200, draw)
     target = torch.multinomial(scores(terms).softmax(1), 1, generator=draw)
-    own = terms.gather(1, target.unsqueeze(2).expand(-1, 1, 6))
-    sample = torch.cat((own, terms[:, :100]), dim=1)
+    own = terms.gather(2, target.unsqueeze(2).expand(-1, 6, 1))
+    sample = torch.cat((own, terms[:, :, :100]), dim=2)
     allowed = torch.cat((torch.ones_like(target, dtype=torch.bool), torch.arange(100) != target), dim=1)
     calibration = Calibration()
     calibration.fit(sample, torch.zeros(24_000, dtype=torch.int64), allowed, torch.full((24_000,), 2), weight=1.0)
