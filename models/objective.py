@@ -57,6 +57,11 @@ class Step:
         return gradient_RD.index_add(0, self.cold_C, self.cold_CD.grad)
 
 
+FEW_EVENTS = 20.0
+"""After so many events an item's own part is hidden half as often as at first: by then more is known than its content
+tells."""
+
+
 class Objective:
     """What the objectives share: how examples become published vectors."""
 
@@ -108,7 +113,9 @@ class Objective:
         if target_B is not None:
             contents_RD = learner.content_steps.disturbed(rows, contents_RD, target_B)
         if dropout > 0:
-            kept = torch.rand(len(admitted), generator=learner.generator, device=learner.device) >= dropout
+            had_R = torch.from_numpy(learner.popularity.counts[:, -1]).to(learner.device)[index]
+            hidden_R = dropout * FEW_EVENTS / (FEW_EVENTS + had_R)
+            kept = torch.rand(len(admitted), generator=learner.generator, device=learner.device) >= hidden_R
             shown_R = admitted & kept
         own = shown_R.unsqueeze(1)
         vectors_RD = torch.addcmul(contents_RD, own, learner.residual.values[index]).requires_grad_()

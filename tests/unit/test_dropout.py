@@ -1,9 +1,13 @@
 """What is hidden while learning: how much, what never, and that nothing else is disturbed."""
 
+import numpy as np
 import torch
 
 from models.dropout import Noise, drop, hide_modalities
 from models.encoders import FrameEncoder, VectorEncoder
+from models.learner import Learner
+from models.memory import EventBatch, Memory
+from models.spec import ModelSpec, TrainSpec
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -54,3 +58,21 @@ def test_an_encoder_is_disturbed_only_with_noise_and_the_same_for_the_same_draws
         assert torch.equal(first, again)
         assert not torch.equal(first, clean)
         assert torch.equal(encode(Noise(0.0, 0.5, generator(7))), clean)
+
+
+def test_what_items_have_of_their_own_is_hidden_by_how_little_happened_to_them() -> None:
+    spec, actions = ModelSpec(dim=2), {"default": 1.0}
+    memory = Memory(spec, actions)
+    items = ["once", *(["often"] * 60)]
+    nothing, time = np.full(61, np.nan, np.float32), np.arange(61, dtype=np.float64)
+    memory.append(EventBatch(["u"] * 61, items, ["view"] * 61, nothing, time))
+    memory.announce("never", 0.0, {})
+    learner = Learner(spec, TrainSpec(id_dropout=0.6, actions=actions), memory, seed=0)
+    learner.pass_over(61)
+    learner.contents = torch.zeros(3, 2)
+    steps = [learner.objective.leaves(None, torch.tensor([0]))[2] for _ in range(4_000)]
+    shown = torch.stack(steps).float().mean(0)
+    expected = 1 - 0.6 * 20 / (20 + torch.tensor([1.0, 60.0]))
+    torch.testing.assert_close(shown[:2], expected, atol=0.03, rtol=0)
+    assert shown[2] == 0  # nothing of its own yet
+    assert learner.objective.leaves(None)[2].tolist() == [True, True, False]
