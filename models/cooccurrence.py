@@ -24,7 +24,7 @@ from models.past import PAST
 
 Ints = NDArray[np.int64]
 
-HALF_LIFE = 50_000.0
+HALF_LIFE = 15_000.0
 """Events after which a choice counts half."""
 WEIGHT = 6.0
 """What the product of two vectors is multiplied by before calibration, which starts from 1."""
