@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from models import cooccurrence
 from models.cooccurrence import Cooccurrence
 from models.event_log import EventLog
 
@@ -122,3 +123,32 @@ def test_a_model_without_it_counts_nothing() -> None:
     found = taken(log_of([0, 0], [0, 1]), 2, 0)
     assert found.values.shape == (2, 0)
     assert not found.counts.any()
+
+
+def test_events_that_are_no_choices_change_nothing() -> None:
+    found = taken(log_of([0, 0], [0, 1], [-1, -1]), 2, 3)
+    assert not found.values.any()
+    assert not found.counts.any()
+
+
+def test_what_is_long_past_is_forgotten() -> None:
+    user, item = choices(80, 24, 3, 5)
+    log = log_of([*user, 80, 80], [*item, 24, 25])
+    found = taken(log, 26, 32, block=len(user))
+    assert found.values.any(dim=1).all()
+    found.counts *= 1e-6
+    found.take(log.view(), np.arange(len(user), len(user) + 2), torch.Generator().manual_seed(0))
+    assert found.values.any(dim=1).tolist() == [False] * 24 + [True] * 2
+    assert found.counts[:24].tolist() == [0.0] * 24
+
+
+def test_cosines_of_choices_that_fade_stay_cosines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cooccurrence, "HALF_LIFE", 40.0)
+    user, item = choices(80, 24, 3, 5)
+    found = taken(log_of(user, item), 24, 32, block=20)
+    fresh = 0.5 ** (np.arange(len(user))[::-1] / 40)
+    chose = np.zeros((80, 24))
+    chose[user, item] = np.sqrt(fresh)
+    counts = np.linalg.norm(chose, axis=0)
+    # within a block all are as old as its end
+    np.testing.assert_allclose(products(found), chose.T @ chose / np.outer(counts, counts), atol=0.1)
