@@ -1,3 +1,4 @@
+# ruff: noqa: N815 (shape suffixes)
 """Which items the same users choose: a short vector an item, ⟨w_i, w_j⟩ ≈ n_ij / √(n_i n_j), as a part of the score.
 
 n_i users chose item i and n_ij of them j too, so the product is the cosine that item-based nearest neighbours go by
@@ -13,7 +14,7 @@ events, P places of the past, E pairs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,6 @@ from models.event_log import LogView
 from models.past import PAST
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 HALF_LIFE = 15_000.0
 """Events after which a choice counts half."""
@@ -62,27 +62,16 @@ class Cooccurrence:
         """Count these events (ascending), each with what its user had chosen before it."""
         if not self.values.shape[1] or not len(positions):
             return
-        device = self.values.device
-        item_B, new_E, had_E, weight_E = (torch.from_numpy(one).to(device) for one in _choices(log, positions))
+        choices = _Choices.of(log, positions, self.values.device)
         kept_N = self.counts * 0.5 ** (len(positions) / HALF_LIFE)
-        counts_N = kept_N.index_add(0, item_B, torch.ones_like(item_B, dtype=torch.float64))
+        counts_N = kept_N.index_add(0, choices.item_B, torch.ones_like(choices.item_B, dtype=torch.float64))
         counts_N[counts_N < FORGOTTEN] = 0
-        self.counts = counts_N
         alive_A = torch.nonzero(counts_N).squeeze(1)
-        if not len(alive_A):
-            return
-        place_N = torch.empty_like(counts_N, dtype=torch.int64)
-        place_N[alive_A] = torch.arange(len(alive_A), device=device)
-        counts_A = counts_N[alive_A]
-        there_E = counts_N[had_E] > 0
-        new_E, had_E, own_B = place_N[new_E[there_E]], place_N[had_E[there_E]], place_N[item_B]
-        weight_E = weight_E[there_E]
-        pairs = torch.stack((torch.cat((new_E, had_E, own_B)), torch.cat((had_E, new_E, own_B))))
-        weight = torch.cat((weight_E, weight_E, weight_E.new_ones(len(own_B))))
-        cosines = (weight * (counts_A[pairs[0]] * counts_A[pairs[1]]).rsqrt()).float()
-        added_AA = torch.sparse_coo_tensor(pairs, cosines, (len(alive_A), len(alive_A)), check_invariants=False)
-        values_AK = self.values[alive_A] * (kept_N[alive_A] / counts_A).sqrt().float().unsqueeze(1)
-        self.values = torch.zeros_like(self.values).index_copy(0, alive_A, _of_rank(values_AK, added_AA, generator))
+        self.counts, values_NK = counts_N, torch.zeros_like(self.values)
+        if len(alive_A):
+            faded_AK = self.values[alive_A] * (kept_N[alive_A] / counts_N[alive_A]).sqrt().float().unsqueeze(1)
+            values_NK[alive_A] = _of_rank(faded_AK, choices.cosines(counts_N, alive_A), generator)
+        self.values = values_NK
 
     def state(self) -> dict[str, Tensor]:
         """A copy, on the CPU."""
@@ -94,49 +83,76 @@ class Cooccurrence:
         self.values, self.counts = state["values"].to(device).clone(), state["counts"].to(device).clone()
 
 
-def _choices(log: LogView, positions: Ints) -> tuple[Ints, Ints, Ints, Floats]:
-    """Items (B,) that their users chose for the first time, as far back as is looked; and pairs of these (E,) with each
-    one chosen before (E,), and their weights (E,)."""
-    chosen = positions[(log.weight[positions] > 0) & (log.item[positions] >= 0)]
-    past_BP = log.histories(log.previous[chosen], PAST)
-    liked_BP = (past_BP >= 0) & (log.weight[past_BP] > 0)
-    had_BP = np.where(liked_BP, log.item[past_BP], -1).astype(np.int64)
-    order_BP = np.argsort(had_BP, axis=1, kind="stable")
-    had_BP, past_BP = np.take_along_axis(had_BP, order_BP, 1), np.take_along_axis(past_BP, order_BP, 1)
-    item_B = log.item[chosen].astype(np.int64)
-    first_B = ~(had_BP == item_B[:, None]).any(1)
-    item_B, had_BP = item_B[first_B], had_BP[first_B]
-    age_BP = chosen[first_B][:, None] - past_BP[first_B]
-    once_BP = had_BP >= 0
-    once_BP[:, :-1] &= had_BP[:, :-1] != had_BP[:, 1:]  # the oldest of repeats is the one that was counted
-    # a choice weighs half after a half-life; a pair, the root of the product of its two
-    weight_E = 0.5 ** (age_BP[once_BP] / (2 * HALF_LIFE))
-    return item_B, np.repeat(item_B, once_BP.sum(1)), had_BP[once_BP], weight_E
+class _Choices(NamedTuple):
+    """Items that their users chose for the first time, as far back as is looked, and what they had chosen before."""
+
+    item_B: Tensor
+    new_E: Tensor
+    """Each of these items beside …"""
+    had_E: Tensor
+    """… each one that its user had."""
+    weight_E: Tensor
+    """A choice weighs half after a half-life; a pair, the root of the product of its two."""
+
+    @classmethod
+    def of(cls, log: LogView, positions: Ints, device: torch.device) -> _Choices:
+        """Of the events at these positions."""
+        chosen_B = positions[(log.weight[positions] > 0) & (log.item[positions] >= 0)]
+        past_BP = log.histories(log.previous[chosen_B], PAST)
+        liked_BP = (past_BP >= 0) & (log.weight[past_BP] > 0)
+        had_BP = np.where(liked_BP, log.item[past_BP], -1).astype(np.int64)
+        first_B = ~(had_BP == log.item[chosen_B][:, None]).any(1)
+        chosen_B, past_BP, had_BP = chosen_B[first_B], past_BP[first_B], had_BP[first_B]
+        order_BP = np.argsort(had_BP, axis=1, kind="stable")
+        past_BP, had_BP = (np.take_along_axis(one, order_BP, axis=1) for one in (past_BP, had_BP))
+        once_BP = had_BP >= 0
+        once_BP[:, :-1] &= had_BP[:, :-1] != had_BP[:, 1:]  # the oldest of repeats is the one that was counted
+        item_B = log.item[chosen_B].astype(np.int64)
+        age_BP = chosen_B[:, None] - past_BP
+        columns = (
+            item_B, np.repeat(item_B, once_BP.sum(1)), had_BP[once_BP], 0.5 ** (age_BP[once_BP] / (2 * HALF_LIFE))
+        )  # fmt: skip
+        return cls(*(torch.from_numpy(one).to(device) for one in columns))
+
+    def cosines(self, counts_N: Tensor, alive_A: Tensor) -> Tensor:
+        """What they add to the cosines of the items `alive_A`, whose counts are theirs already; sparse (A, A)."""
+        there_E = counts_N[self.had_E] > 0
+        new_E, had_E, weight_E = self.new_E[there_E], self.had_E[there_E], self.weight_E[there_E]
+        one, other = torch.cat((new_E, had_E, self.item_B)), torch.cat((had_E, new_E, self.item_B))
+        weight = torch.cat((weight_E, weight_E, torch.ones_like(self.item_B)))
+        place_N = torch.zeros_like(counts_N, dtype=torch.int64)
+        place_N[alive_A] = torch.arange(len(alive_A), device=alive_A.device)
+        return torch.sparse_coo_tensor(
+            torch.stack((place_N[one], place_N[other])),
+            (weight * (counts_N[one] * counts_N[other]).rsqrt()).float(),
+            (len(alive_A), len(alive_A)),
+            check_invariants=False,
+        )
 
 
-def _of_rank(values_NK: Tensor, added_NN: Tensor, generator: torch.Generator) -> Tensor:
-    """W' (N, K) with W' W'ᵀ ≈ W Wᵀ + `added_NN`."""
+def _of_rank(values_AK: Tensor, added_AA: Tensor, generator: torch.Generator) -> Tensor:
+    """W' (A, K) with W' W'ᵀ ≈ W Wᵀ + `added_AA`."""
 
-    def product(x_NQ: Tensor) -> Tensor:
-        found_NQ: Tensor = torch.addmm(torch.sparse.mm(added_NN, x_NQ), values_NK, values_NK.T @ x_NQ)
-        return found_NQ
+    def product(x_AQ: Tensor) -> Tensor:
+        found_AQ: Tensor = torch.addmm(torch.sparse.mm(added_AA, x_AQ), values_AK, values_AK.T @ x_AQ)
+        return found_AQ
 
-    rows, dim = values_NK.shape
-    basis_NQ = _orthonormal(values_NK)
-    probes = dim + PROBES - basis_NQ.shape[1]
-    probes_NQ = torch.randn(rows, probes, generator=generator, device=values_NK.device)
-    probes_NQ -= basis_NQ @ (basis_NQ.T @ probes_NQ)
-    basis_NQ = _orthonormal(product(torch.cat((basis_NQ, _orthonormal(probes_NQ)), dim=1)))
-    core_QQ = (basis_NQ.T @ product(basis_NQ)).double()
+    rows, dim = values_AK.shape
+    basis_AQ = _orthonormal(values_AK)
+    probes = dim + PROBES - basis_AQ.shape[1]
+    probes_AQ = torch.randn(rows, probes, generator=generator, device=values_AK.device)
+    probes_AQ -= basis_AQ @ (basis_AQ.T @ probes_AQ)
+    basis_AQ = _orthonormal(product(torch.cat((basis_AQ, _orthonormal(probes_AQ)), dim=1)))
+    core_QQ = (basis_AQ.T @ product(basis_AQ)).double()
     power_Q, turn_QQ = torch.linalg.eigh((core_QQ + core_QQ.T) / 2)
     turn_QK = (turn_QQ * power_Q.clamp(min=0).sqrt())[:, -dim:].float()
-    return torch.cat((values_NK.new_zeros(rows, dim - turn_QK.shape[1]), basis_NQ @ turn_QK), dim=1)
+    return torch.cat((values_AK.new_zeros(rows, dim - turn_QK.shape[1]), basis_AQ @ turn_QK), dim=1)
 
 
-def _orthonormal(x_NQ: Tensor) -> Tensor:
+def _orthonormal(x_AQ: Tensor) -> Tensor:
     """An orthonormal basis of the columns' span, without what is rounding."""
-    power_Q, turn_QQ = torch.linalg.eigh((x_NQ.T @ x_NQ).double())
+    power_Q, turn_QQ = torch.linalg.eigh((x_AQ.T @ x_AQ).double())
     there_Q = power_Q > NEGLIGIBLE * power_Q[-1:].clamp(min=1e-30)
     turn_QR = turn_QQ[:, there_Q] * power_Q[there_Q].rsqrt()
-    basis_NR: Tensor = x_NQ @ turn_QR.float()
-    return basis_NR
+    basis_AR: Tensor = x_AQ @ turn_QR.float()
+    return basis_AR
