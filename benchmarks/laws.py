@@ -44,6 +44,8 @@ CHANGE = 12
 GOALS = {"steady": 0.85, "appeal": 3.0, "regime": 0.95}
 K = 20
 NEWTON_STEPS = 8
+ROUNDING = 1e-9
+"""Items that are left after all others were met may be so unlikely that nothing of them is left of a difference."""
 
 
 def world(law: str, seed: int) -> World:
@@ -88,7 +90,8 @@ class OracleEntrant:
 class IdealObserver(OracleEntrant):
     """Ranks by true utilities but for the taste, which is the likeliest after what its user chose.
 
-    The posterior of θ under the law of choice, softmax over all items, and its Gaussian prior; by Newton's method.
+    The posterior of θ under the law of choice, softmax over the items that a user has not met lately, and its Gaussian
+    prior; by Newton's method. What it leaves unread: skips, and that purchases are of the better matches.
     """
 
     def __init__(self, past: Past, simulator: Simulator) -> None:
@@ -99,19 +102,30 @@ class IdealObserver(OracleEntrant):
     def row(self, u: int, history: list[int], t: float) -> NDArray[np.float64]:  # noqa: ARG002
         """Expected utilities, (I,)."""
         z_ID, appeal_I = self._latent_ID, self._simulator.catalogue.appeal(self._simulator.world.event_at(t))
-        chosen = [j for j in history if self._past.positive[j]]
-        size = z_ID.shape[1]
-        taste_D, sum_D = np.zeros(size), z_ID[self._items[self._past.i[chosen]]].sum(0)
+        size, met = z_ID.shape[1], self._items[self._past.i[history]]
+        chosen_L = self._past.positive[history]
+        moments_IM = np.concatenate((np.ones((len(z_ID), 1)), z_ID, _squares(z_ID)), axis=1)
+        taste_D, sum_D = np.zeros(size), z_ID[met[chosen_L]].sum(0)
         for _ in range(NEWTON_STEPS):
             utility_I = z_ID @ taste_D + appeal_I
-            chance_I = np.exp(utility_I - utility_I.max())
-            chance_I /= chance_I.sum()
-            mean_D = chance_I @ z_ID
-            spread_DD = (z_ID * chance_I[:, None]).T @ z_ID - np.outer(mean_D, mean_D)
+            weighted_IM = np.exp(utility_I - utility_I.max())[:, None] * moments_IM
+            # of the items that could be met at each event: all but those of the events just before
+            gone_LM = np.cumsum(np.concatenate((np.zeros((1, moments_IM.shape[1])), weighted_IM[met]))[:-1], axis=0)
+            back = self._simulator.world.no_repeat
+            gone_LM[back:] -= gone_LM[: max(0, len(met) - back)].copy()
+            free_LM = (weighted_IM.sum(0) - gone_LM)[chosen_L]
+            mean_LM = free_LM[:, 1:] / np.maximum(free_LM[:, :1], ROUNDING * weighted_IM[:, 0].sum())
+            mean_LD, square_LS = mean_LM[:, :size], mean_LM[:, size:]
+            spread_DD = (square_LS - _squares(mean_LD)).sum(0).reshape(size, size)
             # a unit vector's coordinates vary by 1 / D
-            gradient_D = sum_D - len(chosen) * mean_D - size * taste_D
-            taste_D += np.linalg.solve(len(chosen) * spread_DD + size * np.eye(size), gradient_D)
+            gradient_D = sum_D - mean_LD.sum(0) - size * taste_D
+            taste_D += np.linalg.solve(spread_DD + size * np.eye(size), gradient_D)
         return np.asarray((z_ID @ taste_D + appeal_I)[self._items])
+
+
+def _squares(x_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each row's products of two coordinates, (N, D · D)."""
+    return (x_ND[:, :, None] * x_ND[:, None, :]).reshape(len(x_ND), -1)
 
 
 def relative(law: str, seed: int, *, ideal: bool = False) -> list[float]:

@@ -55,7 +55,8 @@ def test_the_ideal_observer_comes_to_know_tastes() -> None:
         for one in (AppealAlone, laws.IdealObserver, laws.OracleEntrant)
     ]
     assert found == sorted(found)
-    assert found[1] > (found[0] + found[2]) / 2
+    # who took all items for free at every choice would come to two thirds
+    assert found[1] > 0.9 * found[2]
 
 
 class AppealAlone(laws.OracleEntrant):
