@@ -105,7 +105,7 @@ class CheckpointFiles:
         return manifest
 
     def manifest(self, version: int) -> Manifest:
-        """The manifest of one version. Raises NoCheckpoint, CorruptCheckpoint or NewerFormat."""
+        """The manifest of one version. Raises NoCheckpoint, CorruptCheckpoint or OtherFormat."""
         path = self.layout.checkpoint(version) / MANIFEST
         try:
             manifest = unseal(path.read_bytes(), Manifest, path)
@@ -125,7 +125,7 @@ class CheckpointFiles:
     def load(self, version: int) -> Checkpoint:
         """Read a version, the SHA-256 of its file checked before it is parsed.
 
-        Raises NoCheckpoint, CorruptCheckpoint or NewerFormat; iterating the segments may raise CorruptCheckpoint too.
+        Raises NoCheckpoint, CorruptCheckpoint or OtherFormat; iterating the segments may raise CorruptCheckpoint too.
         """
         manifest = self.manifest(version)
         path = self.layout.checkpoint(version) / WEIGHTS

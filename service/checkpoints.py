@@ -96,7 +96,7 @@ class CheckpointStore:
         return manifest
 
     def load(self, version: int) -> Checkpoint:
-        """Read a version, verified. Raises NoCheckpoint, CorruptCheckpoint or NewerFormat; its segments do so later."""
+        """Read a version, verified. Raises NoCheckpoint, CorruptCheckpoint or OtherFormat; its segments do so later."""
         return self._files.load(version)
 
     def verify(self, version: int) -> None:
@@ -104,11 +104,11 @@ class CheckpointStore:
         self._files.verify(version)
 
     def manifest(self, version: int) -> Manifest:
-        """The manifest of one version. Raises NoCheckpoint, CorruptCheckpoint or NewerFormat."""
+        """The manifest of one version. Raises NoCheckpoint, CorruptCheckpoint or OtherFormat."""
         return self._files.manifest(version)
 
     def versions(self) -> list[Manifest]:
-        """The manifests that can be read, oldest first: lineage, decisions and reasons. Raises NewerFormat."""
+        """The manifests that can be read, oldest first: lineage, decisions and reasons. Raises OtherFormat."""
         manifests = []
         for version in self.numbers():
             try:

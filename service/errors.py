@@ -51,8 +51,8 @@ class ForeignState(StateError):
     """The state belongs to another namespace, Kafka cluster or topic."""
 
 
-class NewerFormat(StateError):
-    """The state was written by a newer Headwater."""
+class OtherFormat(StateError):
+    """The state was written by a newer or an older Headwater, in a format that this one does not read."""
 
 
 class NoCheckpoint(StateError):

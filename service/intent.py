@@ -55,7 +55,7 @@ class IntentFile:
         """The intent to carry out again on top of checkpoint `parent`.
 
         None if there is none, if it belongs to another parent (its phase was completed, or its parent is gone), or if
-        it cannot be read: nothing was committed under it, so the phase may as well be cut anew. Raises NewerFormat.
+        it cannot be read: nothing was committed under it, so the phase may as well be cut anew. Raises OtherFormat.
         """
         try:
             intent = unseal(self.path.read_bytes(), Intent, self.path)

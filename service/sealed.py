@@ -1,7 +1,7 @@
 """Small files that notice their own damage: JSON with a digest of itself, and a lone number with one.
 
 A sealed JSON file is one flat object whose last field, `digest`, is the SHA-256 of everything before it. Any flipped or
-missing byte breaks it. Later formats keep this rule, so that an older Headwater can tell "newer" from "damaged".
+missing byte breaks it. All formats keep this rule, so that a Headwater can tell "older" and "newer" from "damaged".
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import TypeVar
 import msgspec
 
 from service.durable import replace_file
-from service.errors import CorruptCheckpoint, HeadwaterError, NewerFormat
+from service.errors import CorruptCheckpoint, HeadwaterError, OtherFormat
 
-FORMAT = 1
-"""Version of everything in the state directory: files, their names and their fields."""
+FORMAT = 2
+"""Version of everything in the state directory: files, their names and fields, and what a learner's state consists of.
+Since 2 it has co-occurrence."""
 
 _TAIL = b',\n  "digest": "%s"\n}\n'
 _TAIL_BYTES = len(_TAIL % b"") + 64
@@ -53,15 +54,21 @@ def seal(value: Sealed) -> bytes:
 
 
 def unseal(data: bytes, kind: type[S], path: Path) -> S:
-    """Read what `seal` wrote. Raises CorruptCheckpoint on any damage, NewerFormat; both name `path`."""
+    """Read what `seal` wrote. Raises CorruptCheckpoint on any damage, OtherFormat; both name `path`."""
     body, digest = data[:-_TAIL_BYTES], data[-_TAIL_BYTES:]
     if digest != _TAIL % _sha256(body).encode():
         raise damaged(path, "its digest does not match its content" if data else "it is empty")
     head = _decoded(data, _Head, path)
     if head.format > FORMAT:
-        raise NewerFormat(
+        raise OtherFormat(
             f"{path} has format {head.format}, written by a newer Headwater; this one reads formats up to {FORMAT}.",
             hint="Run the newer release again, or start this one with another state_dir.",
+        )
+    if head.format < FORMAT:
+        raise OtherFormat(
+            f"{path} has format {head.format}, written by an older Headwater, whose models had other parts; "
+            f"this one reads format {FORMAT}.",
+            hint="Start with another state_dir and `replay` what is to be learned again, or run the older release.",
         )
     return _decoded(data, kind, path)
 

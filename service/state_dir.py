@@ -112,7 +112,7 @@ class StateDirectory:
     def open(cls, path: Path | str, namespace: str, *, lock: bool = True) -> StateDirectory:
         """Open `path`, creating it (mode 0700) if need be; `lock=False` only looks and creates nothing.
 
-        Raises StateLocked if another process holds it, ForeignState for another namespace, NewerFormat for a newer
+        Raises StateLocked if another process holds it, ForeignState for another namespace, OtherFormat for another
         Headwater's state, StateError if it cannot be read or written, or others can write to it.
         """
         layout = Layout(Path(path).absolute())

@@ -21,6 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
+from redis import Redis
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+
 _HOST = "127.0.0.1"
 _ATTEMPTS = 5  # a free port may be taken by someone else before the server binds it
 
@@ -128,7 +131,7 @@ class ServerProcess:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> str:
-        """Start, wait until a connection is accepted, and return the address.
+        """Start, wait until it serves, and return the address.
 
         Raises `EmbeddedUnavailable` when it does not come up, with the end of its log.
         """
@@ -143,20 +146,26 @@ class ServerProcess:
                     continue
                 raise EmbeddedUnavailable(f"the {self.name} cannot start: port {port} is taken by another program")
             self._process = _launcher.start(self.command(port), self.log)
-            if self._accepts(port, self._process):
+            if self._comes_up(port, self._process):
                 self._port = port
                 return self.address
             self.kill()
         raise EmbeddedUnavailable(f"the {self.name} did not start; the end of {self.log} says: {self._last_words()}")
 
-    def _accepts(self, port: int, process: subprocess.Popen[bytes]) -> bool:
+    def serves(self, port: int) -> bool:
+        """Whether it can be used already."""
+        try:
+            with socket.create_connection((_HOST, port), timeout=1.0):
+                return True
+        except OSError:
+            return False
+
+    def _comes_up(self, port: int, process: subprocess.Popen[bytes]) -> bool:
         deadline = time.monotonic() + self._ready_timeout_s
         while process.poll() is None and time.monotonic() < deadline:
-            try:
-                with socket.create_connection((_HOST, port), timeout=1.0):
-                    return process.poll() is None
-            except OSError:
-                time.sleep(0.01)
+            if self.serves(port):
+                return process.poll() is None
+            time.sleep(0.01)
         return False
 
     def _last_words(self) -> str:
@@ -251,6 +260,17 @@ class EmbeddedRedis(ServerProcess):
     def command(self, port: int) -> list[str]:
         options = [part for key, value in self._settings.items() for part in (f"--{key}", value)]
         return [self._binary, "--bind", _HOST, "--port", str(port), "--dir", str(self.directory), *options]
+
+    def serves(self, port: int) -> bool:
+        """Whether it answers: while it reads back what it kept, it takes connections and refuses every command."""
+        try:
+            with Redis(host=_HOST, port=port, socket_timeout=1.0) as client:
+                client.ping()
+        except (AuthenticationError, ResponseError):
+            return True  # it wants a password, or lets nobody ping
+        except RedisError:
+            return False
+        return True
 
     @property
     def address(self) -> str:

@@ -86,7 +86,7 @@ class ForkedDaemon(DaemonProcess):
         """Returns once it accepts connections. Raises EmbeddedUnavailable if it ends before, with its last words."""
         self.launch()
         assert self._process is not None
-        if not self._accepts(self.port, self._process):
+        if not self._comes_up(self.port, self._process):
             raise EmbeddedUnavailable(f"the daemon did not start: {self._last_words()}")
         return self.address
 

@@ -197,11 +197,12 @@ class TestState:
         copy.configure(namespace="somebody-else")
         refused(copy, "'learned'", "'somebody-else'", "state_dir")
 
-    def test_of_a_newer_format(self, copy: Place) -> None:
+    @pytest.mark.parametrize(("number", "whose"), [(FORMAT + 1, "newer"), (FORMAT - 1, "older")])
+    def test_of_another_format(self, copy: Place, number: int, whose: str) -> None:
         path = copy.state_dir / "identity.json"
         identity = unseal(path.read_bytes(), StateIdentity, path)
-        path.write_bytes(seal(msgspec.structs.replace(identity, format=FORMAT + 1)))
-        refused(copy, f"format {FORMAT + 1}", "newer Headwater", "state_dir")
+        path.write_bytes(seal(msgspec.structs.replace(identity, format=number)))
+        refused(copy, f"format {number}", f"{whose} Headwater", "state_dir")
 
     def test_of_another_cluster(self, copy: Place, tmp_path: Path) -> None:
         with new_broker("embedded", tmp_path / "kafka") as other:

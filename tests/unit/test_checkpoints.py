@@ -12,7 +12,7 @@ import torch
 from structlog.testing import capture_logs
 
 from service.checkpoints import CheckpointStore
-from service.errors import CorruptCheckpoint, NewerFormat, NoCheckpoint, StateError
+from service.errors import CorruptCheckpoint, NoCheckpoint, OtherFormat, StateError
 from service.manifest import by_partition, by_topic
 from service.sealed import FORMAT, seal
 from tests import checkpoint_samples as samples
@@ -283,10 +283,11 @@ def test_a_manifest_under_another_version_is_noticed(store: CheckpointStore) -> 
         store.load(3)
 
 
-def test_a_newer_format_stops_the_start_and_is_no_damage(store: CheckpointStore) -> None:
-    newer = msgspec.structs.replace(store.manifest(3), format=FORMAT + 1)
-    manifest_path(store, 3).write_bytes(seal(newer))
-    with pytest.raises(NewerFormat, match=rf"format {FORMAT + 1}.*up to {FORMAT}"):
+@pytest.mark.parametrize("number", [FORMAT + 1, FORMAT - 1])
+def test_another_format_stops_the_start_and_is_no_damage(store: CheckpointStore, number: int) -> None:
+    other = msgspec.structs.replace(store.manifest(3), format=number)
+    manifest_path(store, 3).write_bytes(seal(other))
+    with pytest.raises(OtherFormat, match=rf"format {number}.*reads formats? (up to )?{FORMAT}"):
         reopened(store).latest()
 
 

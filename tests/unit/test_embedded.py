@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import signal
 import socket
@@ -66,6 +67,21 @@ def test_settings_can_make_redis_outlive_a_crash(tmp_path: Path) -> None:
         server.kill()
         server.start()
         assert client.get("a") == b"1"
+
+
+def test_redis_has_started_once_it_has_read_back_what_it_kept(tmp_path: Path) -> None:
+    with EmbeddedRedis(directory=tmp_path) as server, Redis.from_url(server.address) as client:
+        client.mset({str(number): secrets.token_hex(2000) for number in range(5)})
+        client.save()
+    # 0.1 s a key, while connections are accepted and commands refused
+    slow = {"key-load-delay": "100000", "loading-process-events-interval-bytes": "1024"}
+    with EmbeddedRedis(directory=tmp_path, settings=slow) as server, Redis.from_url(server.address) as client:
+        assert client.dbsize() == 5
+
+
+def test_redis_that_wants_a_password_has_started(tmp_path: Path) -> None:
+    with EmbeddedRedis(directory=tmp_path, settings={"requirepass": "secret"}) as server:
+        assert Redis.from_url(server.address, password="secret").ping()
 
 
 def test_many_servers_live_side_by_side(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service.errors import CorruptCheckpoint, ForeignState, NewerFormat, StateError, StateLocked
+from service.errors import CorruptCheckpoint, ForeignState, OtherFormat, StateError, StateLocked
 from service.sealed import FORMAT, read_number, seal, write_number
 from service.state_dir import StateDirectory, lock_holder
 from service.state_rights import require_private
@@ -83,11 +83,12 @@ def test_another_namespace_is_refused(root: Path, lock: bool) -> None:
     StateDirectory.open(root, "shop").close()
 
 
-def test_a_newer_format_is_refused_naming_both_versions(root: Path) -> None:
+@pytest.mark.parametrize(("number", "release"), [(FORMAT + 1, "newer release"), (FORMAT - 1, "older release")])
+def test_another_format_is_refused_naming_both_versions(root: Path, number: int, release: str) -> None:
     with StateDirectory.open(root, "shop") as directory:
-        newer = msgspec.structs.replace(directory.identity, format=FORMAT + 1)
-        directory.layout.identity.write_bytes(seal(newer))
-    with pytest.raises(NewerFormat, match=rf"format {FORMAT + 1}.*up to {FORMAT}.*newer release"):
+        other = msgspec.structs.replace(directory.identity, format=number)
+        directory.layout.identity.write_bytes(seal(other))
+    with pytest.raises(OtherFormat, match=rf"format {number}.*reads formats? (up to )?{FORMAT}\..*{release}"):
         StateDirectory.open(root, "shop")
 
 
