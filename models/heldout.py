@@ -61,11 +61,21 @@ class HeldOut:
 
     def by_model(self, snapshot: Snapshot) -> Floats:
         """Gain of the snapshot's own scores, (B,)."""
-        parts = [
-            self._of_scores(snapshot, at, snapshot.scores(users, snapshot.vectors_NV))
-            for at, users in self._users(snapshot)
-        ]
-        return np.concatenate(parts) if parts else np.empty(0)
+        return self.whole_and_learned(snapshot)[0]
+
+    def whole_and_learned(self, snapshot: Snapshot) -> tuple[Floats, Floats]:
+        """Gain of the snapshot's own scores, and of what its weights have learned alone, without likeness and
+        co-occurrence, which are computed and not learned; (B,) each."""
+        learned = slice(snapshot.vectors_NV.shape[1] - snapshot.spec.alike_dim)
+        whole_, learned_ = [np.empty(0)], [np.empty(0)]
+        for at, users_BV in self._users(snapshot):
+            whole_.append(self._of_scores(snapshot, at, snapshot.scores(users_BV, snapshot.vectors_NV)))
+            if snapshot.spec.alike_dim:
+                scores_BN = snapshot.scores(users_BV[:, learned], snapshot.vectors_NV[:, learned])
+                learned_.append(self._of_scores(snapshot, at, scores_BN))
+            else:
+                learned_.append(whole_[-1])
+        return np.concatenate(whole_), np.concatenate(learned_)
 
     def by_popularity(self, snapshot: Snapshot, half_life: int) -> Floats:
         """Gain of ranking by the counts with `HALF_LIVES[half_life]`; for ratings and clicks, of the mean alone."""

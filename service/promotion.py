@@ -37,6 +37,8 @@ class Window:
     """`None` before the first version is served."""
     popularity: Floats
     decayed_popularity: Floats
+    learned: tuple[Floats, Floats] | None = None
+    """Candidate's and champion's scores by what their weights have learned alone, where these differ."""
     users: NDArray[np.int64] | None = None
     """Whose event each is: one user's events go well or badly together, and count as one draw. `None`: all apart."""
     weights_finite: bool = True
@@ -44,7 +46,7 @@ class Window:
 
     def __post_init__(self) -> None:
         """Check that every score speaks of the same events."""
-        arrays = (self.champion, self.popularity, self.decayed_popularity, self.users)
+        arrays = (self.champion, self.popularity, self.decayed_popularity, *(self.learned or ()), self.users)
         if any(array is not None and len(array) != len(self.candidate) for array in arrays):
             raise ValueError("The scores of a held-out window differ in length; score the same events by all.")
 
@@ -72,14 +74,15 @@ class Gate:
     With d the candidate's paired differences to the champion, relative to the champion's mean score, a candidate is
     `worse` when
 
-    - its own window alone says mean(d) < −tolerance at ten times the odds (0.995 for a confidence of 0.95); or
+    - its own window alone says mean(d) < −tolerance at ten times the odds (0.995 for a confidence of 0.95), of the
+      whole score or of what the weights have learned alone: what is counted beside them hides no broken weights; or
     - with the latest promoted windows pooled until there are `min_events`, mean(d) < −tolerance at `confidence`
       *and* mean(d) < 0 at five times the odds (0.99), and its own window's mean agrees.
 
     It is `below_popularity` when popularity or decayed popularity beats it at `confidence`, and pooled mean(d) < 0 as
     above.
 
-    So a candidate as good as the champion is refused by chance at most 0.3 · (1 − confidence) of the times: 1.5 % at
+    So a candidate as good as the champion is refused by chance at most 0.4 · (1 − confidence) of the times: 2 % at
     0.95.
     """
 
@@ -114,11 +117,19 @@ class Gate:
             gate_pooled_change=_mean(sample),
             gate_pooled_bound=bound,
         )
-        # 3. Clearly worse by its own window: no past can excuse that.
+        # 3. Clearly worse by its own window: no past can excuse that, and nothing that is counted beside the weights.
         if clear < -self.tolerance:
             return Verdict(
                 decision="refused", slug="worse", reason=self._worse(own, clear), metrics=metrics, pooled=kept
             )
+        if window.learned is not None:
+            learned = _relative_differences(*window.learned, window.users)
+            clear = _upper(learned, 1 - (1 - self.confidence) / 10)
+            metrics |= _finite(gate_learned_change=_mean(learned), gate_learned_bound=clear)
+            if clear < -self.tolerance:
+                what = "By what its weights have learned alone, the candidate"
+                reason = self._worse(learned, clear, what=what)
+                return Verdict(decision="refused", slug="worse", reason=reason, metrics=metrics, pooled=kept)
         # 4. Too little evidence refuses nobody: a coin must not decide what is served.
         if _events(sample) < self.min_events or _clusters(sample) < LEAST_CLUSTERS:
             reason = (
@@ -156,9 +167,9 @@ class Gate:
                     return f"is {-_mean(behind):.2%} below {name}"
         return ""
 
-    def _worse(self, sample: Pooled, bound: float, more: str = "") -> str:
+    def _worse(self, sample: Pooled, bound: float, more: str = "", *, what: str = "The candidate") -> str:
         return (
-            f"The candidate scores {_mean(sample):+.2%} against the champion over {_events(sample):.0f} held-out "
+            f"{what} scores {_mean(sample):+.2%} against the champion over {_events(sample):.0f} held-out "
             f"events (at best {bound:+.2%}; the tolerance is {-self.tolerance:.2%}){more}."
         )
 

@@ -236,14 +236,14 @@ class Trainer:
             candidate = Snapshot.build(spec, self.learner.weights(), memory, version=0, upto=upto)
             held_out = HeldOut.of(candidate, np.asarray(attempt.held_out, np.int64))
             attempt.judged_on = held_out
-            champion = None
+            scores, learned = held_out.whole_and_learned(candidate)
+            champion = champion_learned = None
             if self._champion is not None:
                 like = self._like[0] if self._like else None
                 snapshot = Snapshot.build(spec, self._champion, memory, version=0, upto=upto, like=like)
-                champion = held_out.by_model(snapshot)
+                champion, champion_learned = held_out.whole_and_learned(snapshot)
                 self._like = [snapshot]
             self._like = [*self._like[:1], candidate]
-            scores = held_out.by_model(candidate)
             if self.shadow is not None:
                 others = {"candidate": scores, "champion": champion}
                 attempt.shadow = self.shadow.compare(held_out, others, upto)
@@ -252,6 +252,7 @@ class Trainer:
                 champion=champion,
                 popularity=held_out.by_popularity(candidate, len(HALF_LIVES) - 1),
                 decayed_popularity=held_out.by_popularity(candidate, DECAYED),
+                learned=(learned, champion_learned) if spec.alike_dim and champion_learned is not None else None,
                 users=held_out.users(candidate),
             )
 

@@ -29,10 +29,21 @@ def gains(
 
 
 def window(
-    candidate: Floats, champion: Floats | None, users: NDArray[np.int64] | None = None, popularity: Floats | None = None
+    candidate: Floats,
+    champion: Floats | None,
+    users: NDArray[np.int64] | None = None,
+    popularity: Floats | None = None,
+    learned: tuple[Floats, Floats] | None = None,
 ) -> Window:
     floor = np.zeros(len(candidate)) if popularity is None else popularity
-    return Window(candidate=candidate, champion=champion, popularity=floor, decayed_popularity=floor, users=users)
+    return Window(
+        candidate=candidate,
+        champion=champion,
+        popularity=floor,
+        decayed_popularity=floor,
+        learned=learned,
+        users=users,
+    )
 
 
 def most_by_chance(trials: int, rate: float) -> int:
@@ -55,7 +66,8 @@ def test_a_candidate_as_good_as_the_champion_is_refused_at_most_once_in_fifty(
     gate, pooled, refused, trials = Gate(), list[Pooled](), 0, 400
     for _ in range(trials):
         candidate, champion, users = gains(rng, n, noise=noise, per_user=per_user)
-        verdict = gate.judge(window(candidate, champion, users), pooled)
+        *learned, _ = gains(rng, n, noise=noise, per_user=per_user)
+        verdict = gate.judge(window(candidate, champion, users, learned=(learned[0], learned[1])), pooled)
         pooled = verdict.pooled
         refused += verdict.decision == "refused"
     assert refused <= most_by_chance(trials, 1 / 50)
@@ -90,6 +102,16 @@ def test_a_clearly_worse_window_is_refused_whatever_the_past() -> None:
     verdict = gate.judge(window(*gains(rng, 400, worse=0.4)), pooled)
     assert (verdict.decision, verdict.slug) == ("refused", "worse")
     assert verdict.metrics["gate_pooled_change"] > 0 > verdict.metrics["gate_change_bound"]
+
+
+def test_what_is_counted_hides_no_broken_weights() -> None:
+    rng = np.random.default_rng(14)
+    candidate, champion, users = gains(rng, 1_000)
+    assert Gate().judge(window(candidate, champion, users)).decision == "promoted"
+    verdict = Gate().judge(window(candidate, champion, users, learned=(candidate * 0.7, champion)))
+    assert (verdict.decision, verdict.slug) == ("refused", "worse")
+    assert verdict.reason.startswith("By what its weights have learned alone, the candidate scores -3")
+    assert verdict.metrics["gate_learned_bound"] < -0.02 < verdict.metrics["gate_change_bound"]
 
 
 def test_a_bad_past_alone_refuses_nobody() -> None:

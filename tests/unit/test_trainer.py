@@ -106,3 +106,18 @@ def test_a_restored_trainer_goes_on_to_the_same_weights(trainer: Trainer) -> Non
 
 def _chunks(trainer: Trainer) -> dict[str, list[bytes]]:
     return {name: [chunk] for name, chunk in trainer.memory.drain().items()}
+
+
+def test_what_is_learned_is_judged_without_what_is_counted(trainer: Trainer) -> None:
+    trainer.crown(trainer.state_dict())
+    phase(trainer, 0, events=400)
+    attempt = phase(trainer, 1, events=400)
+    window = trainer._window(attempt)
+    trainer.learner.cooccurrence.values.normal_()
+    garbled = trainer._window(attempt)
+    assert not np.array_equal(garbled.candidate, window.candidate)
+    assert window.learned is not None
+    assert garbled.learned is not None
+    for before, after in zip(window.learned, garbled.learned, strict=True):
+        assert len(before) == len(window.candidate) > 0
+        assert np.array_equal(before, after)
