@@ -7,7 +7,7 @@ phase to phase: each phase's softmax likelihood is maximised with that belief as
 Fisher scoring), and the belief fades by a half-life in events.
 
 Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity, likeness, co-occurrence,
-and 1 for an untouched item), S scales, C coefficients: the scales, then what untouched items get.
+the fold-in on it, and 1 for an untouched item), S scales, C coefficients: the scales, then what untouched items get.
 """
 
 from __future__ import annotations

@@ -116,6 +116,10 @@ class Histories:
         """What the users' likeness is the mean of."""
         return Past.of(self.past_BP[:, : likeness.EVENTS], self.weight_BP[:, : likeness.EVENTS], likeness.HALF_LIFE)
 
+    def chosen(self) -> Past:
+        """All that the users chose, as far as it is known, each choice like any other."""
+        return Past.of(self.past_BP, np.sign(self.weight_BP), np.inf)
+
     def tensors(self, scale: ValueScale, device: torch.device | str = "cpu") -> HistoryTensors:
         """The same as tensors, values standardised and times turned into gaps."""
         there_BL = self.item_BL >= 0

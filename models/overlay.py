@@ -374,12 +374,12 @@ class Overlay:
         if self._size == 0:
             return snapshot.user_matrix(histories, local)
         rows = np.where(histories.item_BL >= 0, histories.item_BL, 0)
-        past, liked = histories.past(), histories.liked()
+        past = histories.past()
         return snapshot.user_matrix(
             histories, local,
             vectors_BLD=self._patches.read(rows),
             past_BD=past.mean_of(torch.from_numpy(self._patches.read(past.row_E))),
-            alike_BK=liked.mean_of(torch.from_numpy(self._patches.alike(liked.row_E))),
+            alike_BK=snapshot.alike_users(histories, self._patches.alike),
             features_BLK=self._patches.features(rows),
             items_BLV=None if snapshot.scorer.regression is None else self._patches.published(rows),
             profiles=self._profiles,

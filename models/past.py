@@ -45,6 +45,11 @@ class Past:
         counts_B = kept_BP.sum(1)
         return cls(item_BP[kept_BP], np.cumsum(counts_B) - counts_B, decayed_BP[kept_BP].astype(np.float32))
 
+    @property
+    def counts_B(self) -> Ints:  # noqa: N802
+        """How many events of each user are averaged."""
+        return np.diff(self.start_B, append=len(self.row_E))
+
     def mean(self, vectors_RD: Tensor) -> Tensor:
         """The users' means (B, D) of the vectors of all item rows; zeros for who chose nothing."""
         return self._mean(torch.from_numpy(self.row_E), vectors_RD)

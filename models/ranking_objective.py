@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import catalogue, cooccurrence, likeness, losses
+from models import catalogue, cooccurrence, fold_in, likeness, losses
 from models.event_log import LogView
 from models.examples import Examples
+from models.fold_in import FoldIn
 from models.full_softmax import FullSoftmax
 from models.objective import Ints, Objective, Step
 from models.popularity import NEVER_SEEN
@@ -184,12 +185,17 @@ class Ranking(Objective):
         )  # fmt: skip
         return torch.cat((likeness_RK, learner.cooccurrence.values[rows]), dim=1)
 
-    def _liked(self, examples: Examples) -> Tensor:
-        """The mean likeness and co-occurrence (B, K) of what the examples' users chose last."""
-        device, liked = self.learner.device, examples.histories.liked()
+    def _liked(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean likeness and co-occurrence (B, K each) of what the examples' users chose last, and what they chose
+        beyond what was to be expected (`models.fold_in`)."""
+        learner, liked, chosen = self.learner, examples.histories.liked(), examples.histories.chosen()
         rows, place_E = np.unique(liked.row_E, return_inverse=True)
-        alike_RK = self._alike(torch.from_numpy(rows).to(device))
-        return liked.mean_of(alike_RK[torch.from_numpy(place_E).to(device)])
+        alike_RK = self._alike(torch.from_numpy(rows).to(learner.device))
+        liked_BK = liked.mean_of(alike_RK[torch.from_numpy(place_E).to(learner.device)])
+        like_BK, together_BK = liked_BK.tensor_split((learner.spec.likeness_dim,), dim=1)
+        values_NK = learner.cooccurrence.values
+        reading = FoldIn(values_NK, learner.cooccurrence.counts)
+        return like_BK, together_BK, reading(chosen.mean(values_NK), chosen.counts_B)
 
     def _terms(
         self, examples: Examples, lead: Tensor, tables: tuple[Tensor, Tensor]
@@ -210,17 +216,20 @@ class Ranking(Objective):
         item_RV = learner.scorer.items(vectors, bias, features)
         d = learner.spec.dim
         own_BV = item_RV[target_B + n]
-        liked_BK, own_BK = self._liked(examples), alike[target_B + n]
+        like_BK, together_BK, beyond_BK = self._liked(examples)
+        own_BK = alike[target_B + n]
         columns = (learner.spec.likeness_dim,)
 
         def terms(u: Tensor, v: Tensor, alike: Tensor, untouched: Tensor, pattern: str) -> Tensor:
             personal = torch.einsum(pattern, u[:, :d], v[:, :d])
             bias = torch.einsum(pattern, u[:, d : d + 1], v[:, d : d + 1])
             popularity = torch.einsum(pattern, u[:, d + 1 :], v[:, d + 1 :])
-            pairs = zip(liked_BK.tensor_split(columns, dim=1), alike.tensor_split(columns, dim=1), strict=True)
-            like, together = (torch.einsum(pattern, *pair) for pair in pairs)
-            parts = (personal, bias, popularity, likeness.WEIGHT * like, cooccurrence.WEIGHT * together)
-            return torch.stack((*parts, untouched.expand_as(personal)), dim=1)
+            outline, chosen_by = alike.tensor_split(columns, dim=1)
+            like = likeness.WEIGHT * torch.einsum(pattern, like_BK, outline)
+            together = cooccurrence.WEIGHT * torch.einsum(pattern, together_BK, chosen_by)
+            beyond = fold_in.WEIGHT * torch.einsum(pattern, beyond_BK, chosen_by)
+            parts = (personal, bias, popularity, like, together, beyond, untouched.expand_as(personal))
+            return torch.stack(parts, dim=1)
 
         untouched = features[:, NEVER_SEEN]
         sampled_BTN = terms(user_BV, item_RV[:n], alike[:n], untouched[:n], "bv,nv->bn")

@@ -17,6 +17,7 @@ from models import catalogue
 from models.calibration import Calibration
 from models.event_log import LogView
 from models.features import FeatureTable
+from models.fold_in import FoldIn
 from models.histories import Histories, ValueScale
 from models.learner import popularity_from
 from models.memory import Memory
@@ -92,6 +93,8 @@ class Snapshot:
         """Fused contents of all item rows, and what was announced with them (K may be 0)."""
         self.alike_NK = self._alike(state)
         """What was announced with items, and which ones the same users chose."""
+        stored = state["cooccurrence"]
+        self._fold_in = FoldIn(stored["values"], stored["counts"])
         self._build_items(state, len(self.log) if upto is None else upto)
         self.default_user: Vectors = self.user_matrix(Histories.empty(1, spec.events_read), np.array([-1]))[0]
         """The vector of anyone unknown."""
@@ -208,7 +211,7 @@ class Snapshot:
         if past_BD is None:
             past_BD = histories.past().mean(self._read_ND)
         if alike_BK is None:
-            alike_BK = histories.liked().mean(torch.from_numpy(self.alike_NK))
+            alike_BK = self.alike_users(histories, self.alike_NK.__getitem__)
         table = self.user_features if profiles is None else profiles
         published = self.scorer.users(
             torch.from_numpy(vectors_BLD), torch.from_numpy(features_BLK), past_BD, inputs, self.scales,
@@ -217,6 +220,13 @@ class Snapshot:
             alike_BK=alike_BK,
         )  # fmt: skip
         return np.asarray(published.numpy())
+
+    def alike_users(self, histories: Histories, alike: Callable[[Ints], Vectors]) -> torch.Tensor:
+        """What tells users (B, K) which items are like theirs, from what tells it of item rows, `alike`."""
+        liked, chosen = histories.liked(), histories.chosen()
+        liked_BK = liked.mean_of(torch.from_numpy(alike(liked.row_E)))
+        chosen_BK = chosen.mean_of(torch.from_numpy(alike(chosen.row_E)[:, self.spec.likeness_dim :]))
+        return torch.cat((liked_BK, self._fold_in(chosen_BK, chosen.counts_B)), dim=1)
 
     def histories(self, users: Ints, until_B: NDArray[np.float64] | None = None) -> Histories:
         """The histories of these user rows, -1 for nobody, up to now or to some times."""
