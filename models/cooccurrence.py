@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.event_log import LogView
+from models.fold_in import FoldIn
 from models.past import PAST
 
 Ints = NDArray[np.int64]
@@ -46,6 +47,13 @@ class Cooccurrence:
         """W, (N, K)."""
         self.counts = torch.zeros(0, dtype=torch.float64, device=device)
         """n, (N,), decayed."""
+        self._fold_in: FoldIn | None = None
+
+    def fold_in(self) -> FoldIn:
+        """What all of a user's choices say by these vectors."""
+        if self._fold_in is None:
+            self._fold_in = FoldIn(self.values, self.counts)
+        return self._fold_in
 
     def grow(self, rows: int) -> None:
         """Append so many items that nobody chose."""
@@ -56,6 +64,7 @@ class Cooccurrence:
         """Forget rows."""
         self.values[rows] = 0
         self.counts[rows] = 0
+        self._fold_in = None
 
     @torch.no_grad()
     def take(self, log: LogView, positions: Ints, generator: torch.Generator) -> None:
@@ -72,6 +81,7 @@ class Cooccurrence:
             faded_AK = self.values[alive_A] * (kept_N[alive_A] / counts_N[alive_A]).sqrt().float().unsqueeze(1)
             values_NK[alive_A] = _of_rank(faded_AK, choices.cosines(counts_N, alive_A), generator)
         self.values = values_NK
+        self._fold_in = None
 
     def state(self) -> dict[str, Tensor]:
         """A copy, on the CPU."""
@@ -81,6 +91,7 @@ class Cooccurrence:
         """Take over a copied state."""
         device = self.values.device
         self.values, self.counts = state["values"].to(device).clone(), state["counts"].to(device).clone()
+        self._fold_in = None
 
 
 class _Choices(NamedTuple):

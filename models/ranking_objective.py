@@ -15,7 +15,6 @@ from torch import Tensor
 from models import catalogue, cooccurrence, fold_in, likeness, losses
 from models.event_log import LogView
 from models.examples import Examples
-from models.fold_in import FoldIn
 from models.full_softmax import FullSoftmax
 from models.objective import Ints, Objective, Step
 from models.popularity import NEVER_SEEN
@@ -193,9 +192,8 @@ class Ranking(Objective):
         alike_RK = self._alike(torch.from_numpy(rows).to(learner.device))
         liked_BK = liked.mean_of(alike_RK[torch.from_numpy(place_E).to(learner.device)])
         like_BK, together_BK = liked_BK.tensor_split((learner.spec.likeness_dim,), dim=1)
-        values_NK = learner.cooccurrence.values
-        reading = FoldIn(values_NK, learner.cooccurrence.counts)
-        return like_BK, together_BK, reading(chosen.mean(values_NK), chosen.counts_B)
+        chosen_BK = chosen.mean(learner.cooccurrence.values)
+        return like_BK, together_BK, learner.cooccurrence.fold_in()(chosen_BK, chosen.counts_B)
 
     def _terms(
         self, examples: Examples, lead: Tensor, tables: tuple[Tensor, Tensor]

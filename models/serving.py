@@ -93,8 +93,7 @@ class Snapshot:
         """Fused contents of all item rows, and what was announced with them (K may be 0)."""
         self.alike_NK = self._alike(state)
         """What was announced with items, and which ones the same users chose."""
-        stored = state["cooccurrence"]
-        self._fold_in = FoldIn(stored["values"], stored["counts"])
+        self._fold_in = self._reading(state["cooccurrence"], like)
         self._build_items(state, len(self.log) if upto is None else upto)
         self.default_user: Vectors = self.user_matrix(Histories.empty(1, spec.events_read), np.array([-1]))[0]
         """The vector of anyone unknown."""
@@ -125,6 +124,12 @@ class Snapshot:
         known = state["cooccurrence"]["values"].numpy()[: self.n_items]
         together_NK[: len(known)] = known
         return np.concatenate((self.likeness_NK, together_NK), axis=1)
+
+    def _reading(self, stored: dict[str, torch.Tensor], like: Snapshot | None) -> FoldIn:
+        self._together = stored["values"], stored["counts"]
+        if like is not None and all(map(torch.equal, self._together, like._together)):
+            return like._fold_in
+        return FoldIn(*self._together)
 
     def _in_chunks(self, make: Callable[[Scorer, FeatureTable, Ints, str], torch.Tensor], size: int) -> Vectors:
         """What `make` makes of all items, (N, size)."""
