@@ -1,19 +1,24 @@
 """How good the recommendations are, beside plain methods, other libraries, and ourselves without this or that part.
 
-    python -m benchmarks.quality FOLDER [--limit N] [--only popularity,headwater,…] [--out DIR] [--seed 0]
+    python -m benchmarks.quality FOLDER [--limit N] [--only popularity,headwater,…] [--out DIR] [--seed 0] [--jobs 2]
 
 FOLDER holds events in Headwater's format (`docs/events.md`), in any files that `headwater replay` reads. Everybody is
-tested and then trained on the same stream (`benchmarks.prequential`). Prints a line as soon as each has run; with
-`--out` also writes `quality.md`, `quality.json` and `quality.png`, the recall of each over the phases. A library that
-is not installed is said to be missing: `pip install 'headwater[bench,lightfm]'` brings them all.
+tested and then trained on the same stream (`benchmarks.prequential`), as many side by side as there are cores. Prints a
+line as soon as it and those before it have run; with `--out` also writes `quality.md`, `quality.json` and
+`quality.png`, the recall of each over the phases. A library that is not installed is said to be missing:
+`pip install 'headwater[bench,lightfm]'` brings them all.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,13 +44,14 @@ def main(
     out: Annotated[Path | None, typer.Option(help="A folder for quality.md, quality.json and quality.png.")] = None,
     phases: Annotated[int, typer.Option(min=1, help="Phases after the warm-up.")] = 160,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random of ours.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="How many run side by side.")] = os.cpu_count() or 1,
 ) -> None:
     """Measure and print."""
     try:
         stream = Stream.of_folder(folder, limit)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    found = {entry.name: entry for entry in entries(list(stream.features), Config(seed=seed))}
+    found = by_name(stream, seed)
     names = [name for name in only.split(",") if name] or list(found)
     if unknown := [name for name in names if name not in found]:
         raise typer.BadParameter(f"There is no {unknown[0]!r}; there are {', '.join(found)}.")
@@ -53,8 +59,7 @@ def main(
     print(about, heading(), sep="\n", flush=True)
     rows: list[dict[str, Any]] = []
     whole: Outcome | None = None
-    for name in names:
-        row, outcome = run(found[name], stream, phases=phases)
+    for name, (row, outcome) in zip(names, each(names, stream, phases=phases, seed=seed, jobs=jobs), strict=True):
         if name == WHOLE:
             whole = outcome
         if found[name].kind == "ablation" and whole and outcome:
@@ -72,7 +77,40 @@ def main(
         print("No plot: matplotlib is not installed.", file=sys.stderr)
 
 
-def run(entry: Entry, stream: Stream, *, phases: int) -> tuple[dict[str, Any], Outcome | None]:
+Found = tuple[dict[str, Any], Outcome | None]
+
+
+def by_name(stream: Stream, seed: int) -> dict[str, Entry]:
+    """All that can take part in a stream."""
+    return {entry.name: entry for entry in entries(list(stream.features), Config(seed=seed))}
+
+
+def each(names: Sequence[str], stream: Stream, *, phases: int, seed: int, jobs: int) -> Iterator[Found]:
+    """What `run` finds of each, in this order; up to `jobs` run at once, each in a process of its own."""
+    if jobs == 1:
+        found = by_name(stream, seed)
+        yield from (run(found[name], stream, phases=phases) for name in names)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _begin, (stream, phases, seed)) as pool:
+        yield from pool.map(_run_named, names)
+
+
+_given: tuple[Stream, int, int]
+"""In a process of `each`: the stream, the phases and the seed."""
+
+
+def _begin(*given: Any) -> None:
+    global _given
+    _given = given
+
+
+def _run_named(name: str) -> Found:
+    stream, phases, seed = _given
+    return run(by_name(stream, seed)[name], stream, phases=phases)
+
+
+def run(entry: Entry, stream: Stream, *, phases: int) -> Found:
     """One line of the table: `name`, `kind`, `catalogue`, the figures and `recall_by_phase`; or why there is none."""
     row: dict[str, Any] = {"name": entry.name, "kind": entry.kind, "catalogue": entry.catalogue}
     if entry.missing:

@@ -124,7 +124,9 @@ def run_cli(*arguments: str) -> Any:
 
 def test_the_table_is_printed_and_written(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = run_cli(str(folder), "--only", "popularity,content-mean", "--phases", "5", "--out", str(out))
+    result = run_cli(
+        str(folder), "--only", "popularity,content-mean", "--phases", "5", "--out", str(out), "--jobs", "1"
+    )
     assert result.exit_code == 0, result.output
     written = json.loads((out / "quality.json").read_text(encoding="utf-8"))
     assert [line["name"] for line in written["lines"]] == ["popularity", "content-mean"]
@@ -133,6 +135,22 @@ def test_the_table_is_printed_and_written(folder: Path, tmp_path: Path) -> None:
     assert f"| popularity | seen | {written['lines'][0]['recall']:.4f} |" in page
     assert "popularity " in result.output
     assert (out / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_lines_that_run_side_by_side_are_those_that_run_one_after_another(stream: Stream) -> None:
+    names = ["popularity", "item-knn", "means"]
+    tables = [
+        [
+            row | outcome.figures()
+            for row, outcome in quality.each(names, stream, phases=3, seed=0, jobs=jobs)
+            if outcome
+        ]
+        for jobs in (1, 2)
+    ]
+    times = {"wall_s", "learn_s", "score_s", "learn_events_per_s"}
+    alone, beside = ([{key: row[key] for key in row if key not in times} for row in table] for table in tables)
+    assert len(alone) == len(names)
+    assert str(alone) == str(beside)  # NaN is not equal to itself
 
 
 def test_errors_are_compared_with_everyone_who_foresees_values(folder: Path) -> None:
