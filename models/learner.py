@@ -260,7 +260,7 @@ class Learner:
         return {
             **self.weights(),
             "learning": self.averages.weights(),
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "optimizer": _copied(self.optimizer.state_dict()),
             "generator": self.generator.get_state().clone(),
             "steps": self.steps,
             "auxiliary": self.heads.state(),
@@ -316,6 +316,12 @@ class Learner:
         self.steps = state["steps"]
         self.heads.load(state.get("auxiliary", {}))
         self.features = torch.zeros(0, FEATURES, device=self.device)
+
+
+def _copied(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state that goes on by itself."""
+    moments = {place: {name: one.clone() for name, one in own.items()} for place, own in optimizer["state"].items()}
+    return {"state": moments, "param_groups": copy.deepcopy(optimizer["param_groups"])}
 
 
 def popularity_from(state: dict[str, Any]) -> Popularity:
