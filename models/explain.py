@@ -99,20 +99,19 @@ def _by_item(overlay: Overlay, row: int, user_V: Vectors, item_V: Vectors, score
     d = snapshot.d
     products_V = user_V.astype(np.float64) * item_V
     taste = d + 2 + POPULARITY_DIM
-    alike = taste + (snapshot.spec.objective == "rating")
-    together = alike + snapshot.spec.likeness_dim
+    together, end = taste + snapshot.spec.likeness_dim, taste + snapshot.spec.alike_dim
     parts: dict[str, Any] = {
-        "cooccurrence": float(products_V[together:].sum()),
+        "cooccurrence": float(products_V[together:end].sum()),
         "bias": float(products_V[d]),
         "popularity": float(products_V[d + 1]),
         "taste": float(products_V[d + 2 : taste].sum()),
     }
     if snapshot.spec.objective == "rating":
-        parts["base"] = float(products_V[taste])
+        parts["base"] = float(products_V[-1])
     share = snapshot.untouched if overlay.popularity_of(row)[NEVER_SEEN] > 0 else AS_OTHERS
     modalities, own, credit = _personal(overlay, row, user_V, item_V)
     modalities = {name: share.personal * part for name, part in modalities.items()}
-    for name, part in _likeness(overlay, row, user_V[alike:together]).items():
+    for name, part in _likeness(overlay, row, user_V[taste:together]).items():
         modalities[name] += share.likeness * part
     rest = score - sum(parts.values()) - sum(modalities.values()) - own
     return {"modalities": modalities, "id": own, **parts, "rest": float(rest), "credit": credit}

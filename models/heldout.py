@@ -63,19 +63,18 @@ class HeldOut:
         """Gain of the snapshot's own scores, (B,)."""
         return self.whole_and_learned(snapshot)[0]
 
-    def whole_and_learned(self, snapshot: Snapshot) -> tuple[Floats, Floats]:
-        """Gain of the snapshot's own scores, and of what its weights have learned alone, without likeness and
-        co-occurrence, which are computed and not learned; (B,) each."""
-        learned = slice(snapshot.vectors_NV.shape[1] - snapshot.spec.alike_dim)
-        whole_, learned_ = [np.empty(0)], [np.empty(0)]
+    def whole_and_learned(self, snapshot: Snapshot) -> tuple[Floats, Floats | None]:
+        """Gain of the snapshot's own scores, (B,); for rankings also that of what its weights have learned alone,
+        without likeness and co-occurrence, which are computed; None where it has neither."""
+        counted = snapshot.spec.alike_dim if snapshot.spec.objective == "ranking" else 0
+        learned = slice(snapshot.dim - counted)
+        parts: tuple[list[Floats], list[Floats]] = [np.empty(0)], [np.empty(0)]
         for at, users_BV in self._users(snapshot):
-            whole_.append(self._of_scores(snapshot, at, snapshot.scores(users_BV, snapshot.vectors_NV)))
-            if snapshot.spec.alike_dim:
+            parts[0].append(self._of_scores(snapshot, at, snapshot.scores(users_BV, snapshot.vectors_NV)))
+            if counted:
                 scores_BN = snapshot.scores(users_BV[:, learned], snapshot.vectors_NV[:, learned])
-                learned_.append(self._of_scores(snapshot, at, scores_BN))
-            else:
-                learned_.append(whole_[-1])
-        return np.concatenate(whole_), np.concatenate(learned_)
+                parts[1].append(self._of_scores(snapshot, at, scores_BN))
+        return np.concatenate(parts[0]), np.concatenate(parts[1]) if counted else None
 
     def by_popularity(self, snapshot: Snapshot, half_life: int) -> Floats:
         """Gain of ranking by the counts with `HALF_LIVES[half_life]`; for ratings and clicks, of the mean alone."""

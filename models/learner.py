@@ -246,7 +246,8 @@ class Learner:
         self.features = torch.from_numpy(features).to(self.device)
         self.contents = catalogue.encode(self.scorer, self.memory.item_features, rows, self.device)
         if self.scorer.regression is not None:
-            self.scorer.regression.observe((self.contents + self.residual.values)[self.popularity.first >= 0])
+            met = (self.contents + self.residual.values)[self.popularity.first >= 0]
+            self.scorer.regression.observe(met, self.cooccurrence.values)
 
     def _finite(self) -> bool:
         tables = (table.values for table in self.tables.values())

@@ -33,7 +33,7 @@ class Pairs(Objective):
         rows, target_B, history = self.working_set(examples)
         vectors_RD, bias_R, shown_R, context_RD = self.leaves(rows, target_B)
         features_RK = learner.features[rows]
-        item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK)
+        item_RV = learner.scorer.items(vectors_RD, bias_R, features_RK, alike_NK=self.alike(rows))
         context = vectors_RD + context_RD
         user_BV = self.users(examples, history, context, features_RK, item_RV=item_RV, training=True)
         user_BV, item_BV = self.told(examples, user_BV, item_RV[target_B])
@@ -43,6 +43,10 @@ class Pairs(Objective):
             score_B = self.base(examples) + self.head(user_BV[:, : learner.spec.dim], item_BV[:, : learner.spec.dim])
         step = Step(self.loss(examples, score_B), rows, vectors_RD, bias_R, context_RD, shown_R)
         return self.settled(step, examples, score_B, target_B)
+
+    def alike(self, rows: Tensor) -> Tensor | None:  # noqa: ARG002
+        """What else is told of items, (R, K), where scores are made of it."""
+        return None
 
     def settled(self, step: Step, examples: Examples, score_B: Tensor, target_B: Tensor) -> Step:  # noqa: ARG002
         """The step with what else the scores of the targets (places among its rows) tell; it may be changed."""

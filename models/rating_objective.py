@@ -61,6 +61,10 @@ class Rating(Values):
             # nothing follows from values of items that are all alike, and so nothing would tell them apart
             self.spread = SPREAD
 
+    def alike(self, rows: Tensor) -> Tensor:
+        """Co-occurrence, as it was counted before the new events."""
+        return self.learner.cooccurrence.values[rows]
+
     def examples(self, log: LogView, fresh: Ints, replayed: Ints) -> Examples:
         """The new events alone."""
         return super().examples(log, fresh, replayed[:0])

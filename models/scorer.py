@@ -8,8 +8,8 @@ history; P_i and a_i come from how popular and how old the item is, and q_u from
 items were; r_i is what was announced with the item (`models.likeness`), w_i who chose it (`models.cooccurrence`), and
 r_u and w_u the means of those of the user's items, and θ_u what all of the user's choices say (`models.fold_in`).
 The s are calibration: fitted on events before the weights learn from them, and so is what an item that
-nobody has touched is given on top of its a_i. Published, an item is [e | b, a, P (, 1) (, r, w)] and a user
-[s_len u | s_bias, s_pop, s_pop q (, base) (, s_like r, s_co w + s_fold θ)]. For ratings, the user's vector is what
+nobody has touched is given on top of its a_i. Published, an item is [e | b, a, P (, r) (, w) (, 1)] and a user
+[s_len u | s_bias, s_pop, s_pop q (, s_like r) (, s_co w + s_fold θ) (, base)]. For ratings, the user's vector is what
 `models.value_regression` makes of this one (with no scales) and of the values that the user gave.
 
 Shape suffixes: B users or examples, N items, L places of a history, D vector size, E extras, K popularity features.
@@ -87,8 +87,9 @@ class Scorer(nn.Module):
         self.head = nn.ModuleList()
         if spec.head == "mlp":
             self.head.extend((nn.Linear(2 * spec.dim, HEAD_WIDTH), nn.Linear(HEAD_WIDTH, 1)))
-        self.regression = ValueRegression(spec.dim, dot=spec.head == "dot") if spec.objective == "rating" else None
-        if self.regression is not None:
+        self.regression: ValueRegression | None = None
+        if spec.objective == "rating":
+            self.regression = ValueRegression(spec.dim, dot=spec.head == "dot", together=spec.cooccurrence_dim > 0)
             # values start as those that users and items have on average, so that what is learned has to better that
             for layer in (self.item_popularity[-1], *self.head[1:]):
                 nn.init.zeros_(layer.weight)
@@ -184,10 +185,10 @@ class Scorer(nn.Module):
             # nobody chose them, so that there is nothing but likeness to be scaled
             alike_NK = torch.where(untouched_N1 > 0, untouched.likeness * alike_NK, alike_NK)
         parts = [e_ND, bias_N.unsqueeze(1), appeal_N1, popularity[:, 1:]]
-        if self.spec.objective == "rating":
-            parts.append(e_ND.new_ones(len(e_ND), 1))
         if alike_NK is not None:
             parts.append(alike_NK)
+        if self.spec.objective == "rating":
+            parts.append(e_ND.new_ones(len(e_ND), 1))
         return torch.cat(parts, dim=1)
 
     def users(
@@ -223,9 +224,8 @@ class Scorer(nn.Module):
         direct = u_BD if self.spec.head == "mlp" else personal_B1 * u_BD
         rest = [bias * ones, popularity * ones, popularity * q_BP]
         if alike_BK is not None:
-            like_BK, together_BK, beyond_BK = alike_BK.tensor_split(
-                (self.spec.likeness_dim, self.spec.alike_dim), dim=1
-            )
+            columns = (self.spec.likeness_dim, self.spec.alike_dim)
+            like_BK, together_BK, beyond_BK = alike_BK.tensor_split(columns, dim=1)
             rest.append(likeness.WEIGHT * scales[LIKENESS_SCALE] * like_BK)
             together = cooccurrence.WEIGHT * scales[COOCCURRENCE_SCALE], fold_in.WEIGHT * scales[FOLD_IN_SCALE]
             rest.append(together[0] * together_BK + together[1] * beyond_BK)

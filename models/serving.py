@@ -226,8 +226,11 @@ class Snapshot:
         )  # fmt: skip
         return np.asarray(published.numpy())
 
-    def alike_users(self, histories: Histories, alike: Callable[[Ints], Vectors]) -> torch.Tensor:
-        """What tells users (B, K) which items are like theirs, from what tells it of item rows, `alike`."""
+    def alike_users(self, histories: Histories, alike: Callable[[Ints], Vectors]) -> torch.Tensor | None:
+        """What tells users (B, K) which items are like theirs, from what tells it of item rows, `alike`; for ratings
+        it follows from the values that they gave."""
+        if self.scorer.regression is not None:
+            return None
         liked, chosen = histories.liked(), histories.chosen()
         liked_BK = liked.mean_of(torch.from_numpy(alike(liked.row_E)))
         chosen_BK = chosen.mean_of(torch.from_numpy(alike(chosen.row_E)[:, self.spec.likeness_dim :]))

@@ -45,8 +45,8 @@ class ModelSpec:
     """How many numbers of a published vector tell of the announced features as they are, which is what untouched items
     are best found by; 0: none. Only `ranking` with head `dot`, and only where there are modalities."""
     cooccurrence: int = 64
-    """How many numbers of a published vector tell which items the same users choose; 0: none. Only `ranking` with head
-    `dot`."""
+    """How many numbers of a published vector tell which items the same users choose; 0: none. Only `ranking` and
+    `rating`, with head `dot`."""
 
     def __post_init__(self) -> None:
         # tables have no order: neither has what is learned
@@ -56,22 +56,17 @@ class ModelSpec:
     @property
     def likeness_dim(self) -> int:
         """How many numbers of a published vector are likeness."""
-        return self.likeness if self._adds_up and self.modalities else 0
+        return self.likeness if self.objective == "ranking" and self.head == "dot" and self.modalities else 0
 
     @property
     def cooccurrence_dim(self) -> int:
         """How many numbers of a published vector are co-occurrence."""
-        return self.cooccurrence if self._adds_up else 0
+        return self.cooccurrence if self.objective in ("ranking", "rating") and self.head == "dot" else 0
 
     @property
     def alike_dim(self) -> int:
         """How many numbers tell which items are alike: likeness, then co-occurrence."""
         return self.likeness_dim + self.cooccurrence_dim
-
-    @property
-    def _adds_up(self) -> bool:
-        """Whether a score is a sum of terms that calibration can weigh."""
-        return self.objective == "ranking" and self.head == "dot"
 
     @property
     def events_read(self) -> int:

@@ -13,9 +13,9 @@ from models.histories import HistoryTensors
 
 LEVEL, DRIFTS, SPANS = 0.2, (0.1, 0.1), (3.0, 30.0)
 """Variances that the user's level starts with: what stays, and what is forgotten over so many events."""
-TASTE, SLOPE = 0.2, 0.3
-"""The same of the personal part, for an item of the usual size, and of how much more than others a user follows what
-everybody thinks of an item. All are in units of the noise of one value, and learned."""
+TASTE, TOGETHER, SLOPE = 0.2, 0.2, 0.3
+"""The same of the personal part and of co-occurrence, for an item of the usual size, and of how much more than others a
+user follows what everybody thinks of an item. All are in units of the noise of one value, and learned."""
 
 
 class ValueRegression(nn.Module):
@@ -29,18 +29,20 @@ class ValueRegression(nn.Module):
     processes for machine learning", 2006, chapter 2), with e_h the personal part of an item, centred and in units of
     its size:
 
-        α = (K + I)⁻¹ (z − β),    K = k + λ e eᵀ + c β βᵀ,    u = λ Σ_h α_h e_h,    s = c Σ_h α_h β_h,
+        α = (K + I)⁻¹ (z − β),    K = k + λ e eᵀ + μ w wᵀ + c β βᵀ,    u = λ Σ_h α_h e_h,    s = c Σ_h α_h β_h,
         level = Σ_h k(now, h) α_h
 
-    so the score of any item is a dot product still. All variances are learned by the error of what is foreseen, and
-    the item vectors with them (Wilson et al., "Deep kernel learning", AISTATS 2016). Under the `mlp` head the network
-    stands for the personal part: K leaves it out.
+    and likewise μ Σ_h α_h w_h for w_h, who chose the item (`models.cooccurrence`), in units of its usual size: what the
+    same users choose is liked alike. So the score of any item is a dot product still. All variances are learned by the
+    error of what is foreseen, and the item vectors with them (Wilson et al., "Deep kernel learning", AISTATS 2016).
+    Under the `mlp` head the network stands for the personal part: K leaves it out, and co-occurrence.
     """
 
     centre: Tensor
     size: Tensor
+    length: Tensor
 
-    def __init__(self, dim: int, *, dot: bool) -> None:
+    def __init__(self, dim: int, *, dot: bool, together: bool = False) -> None:
         super().__init__()
         self.dim, self.dot = dim, dot
         self.level = nn.Parameter(torch.tensor(LEVEL).log())
@@ -48,16 +50,24 @@ class ValueRegression(nn.Module):
         self.spans = nn.Parameter(torch.tensor(SPANS).log())
         self.taste = nn.Parameter(torch.tensor(TASTE).log())
         self.slope = nn.Parameter(torch.tensor(SLOPE).log())
+        if together:
+            self.together = nn.Parameter(torch.tensor(TOGETHER).log())
+            """Of co-occurrence; there where items have it."""
         self.anyone = nn.Parameter(torch.zeros(dim))
         """The personal part of w₀ for everybody: what content alone says of an item's value."""
         self.gate = nn.Parameter(torch.zeros(dim))
         """How much of the user tower's vector is added to it."""
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("size", torch.ones(()))
+        self.register_buffer("length", torch.ones(()))
 
     @torch.no_grad()
-    def observe(self, vectors_ND: Tensor) -> None:
-        """Where the personal parts of items are, and how far from there they are on average."""
+    def observe(self, vectors_ND: Tensor, together_NK: Tensor) -> None:
+        """Where the personal parts of items are, and how far from there they are on average; how long the vectors of
+        co-occurrence are, zeros left out."""
+        power_N = together_NK.square().sum(1)
+        if bool((power_N > 0).any()):
+            self.length.copy_(power_N[power_N > 0].mean().sqrt())
         if len(vectors_ND) > 1:
             self.centre.copy_(vectors_ND.mean(0))
             self.size.copy_((vectors_ND - self.centre).square().sum(1).mean().sqrt().clamp(min=0.25))
@@ -65,15 +75,15 @@ class ValueRegression(nn.Module):
     def forward(self, tower_BD: Tensor, rest_BE: Tensor, items_BLV: Tensor, inputs: HistoryTensors) -> Tensor:
         """Published user vectors (B, V), the base last.
 
-        `tower_BD` and `rest_BE` are what the user tower says and the dimensions between the personal ones and the base;
-        `items_BLV` are the published vectors of the history's items.
+        `tower_BD` and `rest_BE` are what the user tower says and the dimensions that follow the personal ones;
+        `items_BLV` are the published vectors of the history's items: these two parts, co-occurrence, and a 1.
         """
-        d = self.dim
+        d, e = self.dim, self.dim + rest_BE.shape[1]
         mask_BL = (inputs.mask_BL & inputs.valued_BL).to(items_BLV)
         prior_BD = self.anyone + self.gate * tower_BD
         if self.dot:
             prior_BD = prior_BD / self.size
-        expected_BL = (items_BLV[..., d:-1] @ rest_BE.unsqueeze(2)).squeeze(2)
+        expected_BL = (items_BLV[..., d:e] @ rest_BE.unsqueeze(2)).squeeze(2)
         if self.dot:
             expected_BL = expected_BL + ((items_BLV[..., :d] - self.centre) @ prior_BD.unsqueeze(2)).squeeze(2)
         expected_BL = expected_BL * mask_BL
@@ -84,6 +94,9 @@ class ValueRegression(nn.Module):
         kernel_BLL = kernel_BLL + slope * expected_BL.unsqueeze(2) * expected_BL.unsqueeze(1)
         if self.dot:
             kernel_BLL = kernel_BLL + taste * (e_BLD @ e_BLD.transpose(1, 2))
+        w_BLK = items_BLV[..., e:-1] / self.length * mask_BL.unsqueeze(2)
+        if w_BLK.shape[2]:
+            kernel_BLL = kernel_BLL + self.together.exp() * (w_BLK @ w_BLK.transpose(1, 2))
         noise_LL = torch.eye(mask_BL.shape[1], device=mask_BL.device)
         surprise_BL = (inputs.value_BL - expected_BL) * mask_BL
         factor_BLL = torch.linalg.cholesky(kernel_BLL + noise_LL)
@@ -97,8 +110,11 @@ class ValueRegression(nn.Module):
             own_BD = inputs.deviation * own_BD
         else:
             own_BD = prior_BD + own_BD
-        rest_BE = inputs.deviation * more_B1 * rest_BE
-        return torch.cat((own_BD, rest_BE, inputs.mean + inputs.deviation * base_B1), dim=1)
+        parts = [own_BD, inputs.deviation * more_B1 * rest_BE]
+        if w_BLK.shape[2]:
+            together = inputs.deviation * self.together.exp() / self.length
+            parts.append(together * (alpha_BL.unsqueeze(1) @ w_BLK).squeeze(1))
+        return torch.cat((*parts, inputs.mean + inputs.deviation * base_B1), dim=1)
 
     def _levels(self, length: int) -> tuple[Tensor, Tensor]:
         """Covariance of the user's level between the events of a history (L, L), and with the next event (L,)."""

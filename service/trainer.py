@@ -252,7 +252,7 @@ class Trainer:
                 champion=champion,
                 popularity=held_out.by_popularity(candidate, len(HALF_LIVES) - 1),
                 decayed_popularity=held_out.by_popularity(candidate, DECAYED),
-                learned=(learned, champion_learned) if spec.alike_dim and champion_learned is not None else None,
+                learned=None if learned is None or champion_learned is None else (learned, champion_learned),
                 users=held_out.users(candidate),
             )
 

@@ -93,7 +93,11 @@ def test_every_term_is_its_own() -> None:
     assert parts["id"] == pytest.approx(float(user[:d] @ snapshot.residual[row]), abs=CLOSE)
     assert parts["bias"] == pytest.approx(float(user[d] * snapshot.bias[row]), abs=CLOSE)
     assert parts["base"] == pytest.approx(float(user[-1]), abs=CLOSE)
-    assert parts["popularity"] + parts["taste"] == pytest.approx(float(user[d + 1 : -1] @ item[d + 1 : -1]), abs=CLOSE)
+    counted = parts["popularity"] + parts["taste"] + parts["cooccurrence"]
+    assert counted == pytest.approx(float(user[d + 1 : -1] @ item[d + 1 : -1]), abs=CLOSE)
+    together = snapshot.alike_NK[row]
+    assert parts["cooccurrence"] == pytest.approx(float(user[-1 - len(together) : -1] @ together), abs=CLOSE)
+    assert parts["cooccurrence"] != 0
     assert parts["popularity"] == pytest.approx(float(user[d + 1] * item[d + 1]), abs=CLOSE)
 
 

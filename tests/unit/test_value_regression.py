@@ -11,7 +11,7 @@ from models.memory import EventBatch, Memory
 from models.spec import ModelSpec, TrainSpec
 from models.value_regression import ValueRegression
 
-D, E, PLACES = 3, 2, 6
+D, E, K, PLACES = 3, 2, 4, 6
 
 
 def history(values: list[float]) -> HistoryTensors:
@@ -27,7 +27,7 @@ def history(values: list[float]) -> HistoryTensors:
 
 def items(seed: int = 0) -> torch.Tensor:
     """Published vectors of six items, (1, L, V)."""
-    drawn = torch.randn(1, PLACES, D + E + 1, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randn(1, PLACES, D + E + K + 1, generator=torch.Generator().manual_seed(seed))
     drawn[..., -1] = 1
     return drawn
 
@@ -35,47 +35,55 @@ def items(seed: int = 0) -> torch.Tensor:
 @torch.no_grad()
 def published(values: list[float], *, dot: bool = True) -> torch.Tensor:
     """The user's vector (V,)."""
-    regression = ValueRegression(D, dot=dot)
-    regression.observe(items()[0, :, :D] + 0.5)
+    regression = ValueRegression(D, dot=dot, together=dot)
+    vectors = items() if dot else torch.cat((items()[..., : D + E], items()[..., -1:]), dim=2)
+    regression.observe(vectors[0, :, :D] + 0.5, vectors[0, :, D + E : -1])
     regression.anyone.copy_(torch.tensor([0.3, -0.2, 0.1]))
-    users: torch.Tensor = regression(torch.zeros(1, D), torch.ones(1, E), items(), history(values))
+    users: torch.Tensor = regression(torch.zeros(1, D), torch.ones(1, E), vectors, history(values))
     return users[0]
 
 
 @torch.no_grad()
 def test_scores_are_those_of_a_regression_with_a_weight_for_each_thing_that_is_unknown() -> None:
     values = [5.0, float("nan"), 1.0, 4.0]
-    regression = ValueRegression(D, dot=True)
+    regression = ValueRegression(D, dot=True, together=True)
     vectors = items()[0].double()
-    regression.observe(items()[0, :, :D] + 0.5)
+    regression.observe(items()[0, :, :D] + 0.5, items()[0, :, D + E : -1])
+    w = vectors[:, D + E : -1]
+    w = w / w.square().sum(1).mean().sqrt()
     centre, size = (vectors[:, :D] + 0.5).mean(0), regression.size.double()
     e = (vectors[:, :D] - centre) / size
-    expected = e @ torch.tensor([0.3, -0.2, 0.1]).double() + vectors[:, D:-1].sum(1)
-    # weights: a taste a dimension, the slope, the level that stays, and a level for each place and drift
+    expected = e @ torch.tensor([0.3, -0.2, 0.1]).double() + vectors[:, D : D + E].sum(1)
+    # weights: tastes of the personal part and of co-occurrence, the slope, the level that stays, and one for each place
+    # and drift
     place = torch.arange(-1.0, PLACES).double()  # the next event comes before the newest
     drifts = [
         a * torch.exp(-(place[:, None] - place).abs() / span)
         for a, span in zip(regression.drifts.exp().double(), regression.spans.exp().double(), strict=True)
     ]
     variances = torch.block_diag(  # type: ignore[no-untyped-call]
-        regression.taste.exp() * torch.eye(D), regression.slope.exp()[None, None], regression.level.exp()[None, None]
+        regression.taste.exp() * torch.eye(D),
+        regression.together.exp() * torch.eye(K),
+        regression.slope.exp()[None, None],
+        regression.level.exp()[None, None],
     ).double()
     prior = torch.block_diag(variances, *drifts)  # type: ignore[no-untyped-call]
     drift_of = torch.eye(PLACES + 1).double().repeat(1, 2)
-    design = torch.cat((e, expected[:, None], torch.ones(PLACES, 1), drift_of[1:]), dim=1)
+    design = torch.cat((e, w, expected[:, None], torch.ones(PLACES, 1), drift_of[1:]), dim=1)
     there = torch.tensor([0, 2, 3])
     x, z = design[there], torch.tensor([5.0, 1.0, 4.0]).double() - 3 - expected[there]
-    w = torch.linalg.solve(prior.inverse() + x.T @ x, x.T @ z)
+    found = torch.linalg.solve(prior.inverse() + x.T @ x, x.T @ z)
     for item in range(PLACES):
-        now = torch.cat((e[item], expected[item : item + 1], torch.ones(1), drift_of[0]))
+        now = torch.cat((e[item], w[item], expected[item : item + 1], torch.ones(1), drift_of[0]))
         score = float(published(values) @ items()[0, item])
-        assert abs(score - float(3 + expected[item] + now @ w)) < 1e-4
+        assert abs(score - float(3 + expected[item] + now @ found)) < 1e-4
 
 
 def test_without_values_everybody_is_anyone() -> None:
     nothing = published([])
     assert torch.equal(nothing, published([float("nan")] * 3))
-    assert torch.equal(nothing[D:-1], torch.ones(E))
+    assert torch.equal(nothing[D : D + E], torch.ones(E))
+    assert not nothing[D + E : -1].any()
     assert not torch.equal(nothing, published([5.0]))
 
 
