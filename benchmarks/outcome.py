@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -73,9 +74,11 @@ class Outcome:
         }
 
     def recall_by_phase(self) -> list[float]:
-        """Recall of each phase, in order; NaN where nothing was ranked."""
-        rank, phase = np.array(self.rank), np.array(self.phase, np.int64)
-        return [recall_at_k(rank[phase == number], self.k) for number in range(1, int(phase.max(initial=0)) + 1)]
+        """Recall of each phase, in order; NaN where nothing was ranked. Warm events stand for those not ranked too."""
+        hit, cold, phase = np.array(self.rank) < self.k, np.array(self.cold, bool), np.array(self.phase, np.int64)
+        weight = np.where(cold, 1.0, self.warm_events / max(1, int((~cold).sum())))
+        hits, events = (np.bincount(phase, weights=part)[1:] for part in (weight * hit, weight))
+        return [float(one / all_) if all_ else math.nan for one, all_ in zip(hits, events, strict=True)]
 
     def beside(self, whole: Outcome) -> dict[str, float]:
         """Recall and NDCG as those of `whole`, who was ranked on all events, and the mean change on the same ones.

@@ -198,3 +198,14 @@ def test_content_prefers_what_is_like_the_users_items(stream: Stream) -> None:
     alike = stream.features["text"] @ stream.features["text"][item] > 0
     same = (stream.features["image"] == stream.features["image"][item]).all(1)
     assert scores[alike & same].min() > scores[~alike].max()
+
+
+def test_where_a_share_of_warm_events_is_ranked_each_stands_for_others() -> None:
+    outcome = Outcome(
+        k=1, catalogue="seen", events=9, warm_events=8, event=[1, 2, 3, 7],
+        rank=[0, 5, 5, 0], cold=[False, False, True, True], phase=[1, 1, 1, 3],
+    )  # fmt: skip
+    first, nothing, last = outcome.recall_by_phase()
+    assert first == pytest.approx(4 / 9)
+    assert np.isnan(nothing)
+    assert last == 1
