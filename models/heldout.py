@@ -61,20 +61,24 @@ class HeldOut:
 
     def by_model(self, snapshot: Snapshot) -> Floats:
         """Gain of the snapshot's own scores, (B,)."""
-        return self.whole_and_learned(snapshot)[0]
+        return self._by_columns(snapshot, snapshot.dim)[0]
 
     def whole_and_learned(self, snapshot: Snapshot) -> tuple[Floats, Floats | None]:
-        """Gain of the snapshot's own scores, (B,); for rankings also that of what its weights have learned alone,
-        without likeness and co-occurrence, which are computed; None where it has neither."""
-        counted = snapshot.spec.alike_dim if snapshot.spec.objective == "ranking" else 0
-        learned = slice(snapshot.dim - counted)
-        parts: tuple[list[Floats], list[Floats]] = [np.empty(0)], [np.empty(0)]
+        """The same; for rankings also the gain of what its weights have learned alone, without likeness and
+        co-occurrence, which are computed and come last: None where it has neither."""
+        if snapshot.spec.objective != "ranking" or not snapshot.spec.alike_dim:
+            return self.by_model(snapshot), None
+        whole, learned = self._by_columns(snapshot, snapshot.dim, snapshot.dim - snapshot.spec.alike_dim)
+        return whole, learned
+
+    def _by_columns(self, snapshot: Snapshot, *lengths: int) -> list[Floats]:
+        """Gain of the scores that the vectors have up to each of these lengths, (B,)."""
+        parts: list[list[Floats]] = [[np.empty(0)] for _ in lengths]
         for at, users_BV in self._users(snapshot):
-            parts[0].append(self._of_scores(snapshot, at, snapshot.scores(users_BV, snapshot.vectors_NV)))
-            if counted:
-                scores_BN = snapshot.scores(users_BV[:, learned], snapshot.vectors_NV[:, learned])
-                parts[1].append(self._of_scores(snapshot, at, scores_BN))
-        return np.concatenate(parts[0]), np.concatenate(parts[1]) if counted else None
+            for length, part in zip(lengths, parts, strict=True):
+                scores_BN = snapshot.scores(users_BV[:, :length], snapshot.vectors_NV[:, :length])
+                part.append(self._of_scores(snapshot, at, scores_BN))
+        return [np.concatenate(part) for part in parts]
 
     def by_popularity(self, snapshot: Snapshot, half_life: int) -> Floats:
         """Gain of ranking by the counts with `HALF_LIVES[half_life]`; for ratings and clicks, of the mean alone."""

@@ -303,7 +303,7 @@ class Learner:
         self.averages.load(state["scorer"], state["learning"])
         self.optimizer = self._new_optimizer()
         settings = [(group["lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.optimizer.load_state_dict(_copied(state["optimizer"]))
         # moments are of the state, settings of the configuration
         for group, (rate, decay) in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(lr=rate, weight_decay=decay)

@@ -126,6 +126,7 @@ class Snapshot:
         return np.concatenate((self.likeness_NK, together_NK), axis=1)
 
     def _reading(self, stored: dict[str, torch.Tensor], like: Snapshot | None) -> FoldIn:
+        """Of the stored co-occurrence; that of `like` where nothing was counted since."""
         self._together = stored["values"], stored["counts"]
         if like is not None and all(map(torch.equal, self._together, like._together)):
             return like._fold_in
