@@ -31,6 +31,8 @@ HALF_LIFE = 15_000.0
 """Events after which a choice counts half."""
 WEIGHT = 8.0
 """What the product of two vectors is multiplied by before calibration, which starts from 1."""
+SHARE_HALF_LIFE = 3_000.0
+"""The same for shares of all choices, by which a user's are expected: appeal turns faster than who chooses what."""
 FORGOTTEN = 1e-3
 """An item whose count has fallen below has no vector any more; so a block's cost does not grow with the catalogue."""
 PROBES = 8
@@ -47,23 +49,27 @@ class Cooccurrence:
         """W, (N, K)."""
         self.counts = torch.zeros(0, dtype=torch.float64, device=device)
         """n, (N,), decayed."""
+        self.recent = self.counts.clone()
+        """The same, decayed by `SHARE_HALF_LIFE`."""
         self._fold_in: FoldIn | None = None
 
     def fold_in(self) -> FoldIn:
         """What all of a user's choices say by these vectors."""
         if self._fold_in is None:
-            self._fold_in = FoldIn(self.values, self.counts)
+            self._fold_in = FoldIn(self.values, self.recent)
         return self._fold_in
 
     def grow(self, rows: int) -> None:
         """Append so many items that nobody chose."""
         self.values = torch.cat((self.values, self.values.new_zeros(rows, self.values.shape[1])))
         self.counts = torch.cat((self.counts, self.counts.new_zeros(rows)))
+        self.recent = torch.cat((self.recent, self.recent.new_zeros(rows)))
 
     def blank(self, rows: Tensor) -> None:
         """Forget rows."""
         self.values[rows] = 0
         self.counts[rows] = 0
+        self.recent[rows] = 0
         self._fold_in = None
 
     @torch.no_grad()
@@ -73,7 +79,9 @@ class Cooccurrence:
             return
         choices = _Choices.of(log, positions, self.values.device)
         kept_N = self.counts * 0.5 ** (len(positions) / HALF_LIFE)
-        counts_N = kept_N.index_add(0, choices.item_B, torch.ones_like(choices.item_B, dtype=torch.float64))
+        once_B = torch.ones_like(choices.item_B, dtype=torch.float64)
+        self.recent = (self.recent * 0.5 ** (len(positions) / SHARE_HALF_LIFE)).index_add(0, choices.item_B, once_B)
+        counts_N = kept_N.index_add(0, choices.item_B, once_B)
         counts_N[counts_N < FORGOTTEN] = 0
         alive_A = torch.nonzero(counts_N).squeeze(1)
         self.counts, values_NK = counts_N, torch.zeros_like(self.values)
@@ -85,12 +93,17 @@ class Cooccurrence:
 
     def state(self) -> dict[str, Tensor]:
         """A copy, on the CPU."""
-        return {"values": self.values.cpu().clone(), "counts": self.counts.cpu().clone()}
+        return {
+            "values": self.values.cpu().clone(),
+            "counts": self.counts.cpu().clone(),
+            "recent": self.recent.cpu().clone(),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over a copied state."""
         device = self.values.device
         self.values, self.counts = state["values"].to(device).clone(), state["counts"].to(device).clone()
+        self.recent = state["recent"].to(device).clone()
         self._fold_in = None
 
 

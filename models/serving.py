@@ -127,7 +127,7 @@ class Snapshot:
 
     def _reading(self, stored: dict[str, torch.Tensor], like: Snapshot | None) -> FoldIn:
         """Of the stored co-occurrence; that of `like` where nothing was counted since."""
-        self._together = stored["values"], stored["counts"]
+        self._together = stored["values"], stored["recent"]
         if like is not None and all(map(torch.equal, self._together, like._together)):
             return like._fold_in
         return FoldIn(*self._together)

@@ -122,9 +122,11 @@ def _check_cooccurrence(found: Mapping[str, Any], rows: int, dim: int) -> None:
     like = {
         "values": torch.empty(rows, dim, device="meta"),
         "counts": torch.empty(rows, dtype=torch.float64, device="meta"),
+        "recent": torch.empty(rows, dtype=torch.float64, device="meta"),
     }
     check_tensors(found, like, "cooccurrence")
     not_negative(found["counts"], "cooccurrence counts")
+    not_negative(found["recent"], "cooccurrence counts")
 
 
 def _check_popularity(found: Mapping[str, Any], events: int) -> None:

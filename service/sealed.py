@@ -17,7 +17,7 @@ import msgspec
 from service.durable import replace_file
 from service.errors import CorruptCheckpoint, HeadwaterError, OtherFormat
 
-FORMAT = 2
+FORMAT = 3
 """Version of everything in the state directory: files, their names and fields, and what a learner's state consists of.
 Since 2 it has co-occurrence."""
 
