@@ -88,15 +88,10 @@ def tenfold_rate(trainer: Trainer, rng: np.random.Generator) -> Iterator[None]: 
 
     def spoiled(positions: Any, **options: Any) -> LearnReport:
         learner.train = replace(train, learning_rate=RATE * train.learning_rate)
-        rates = [group["lr"] for group in learner.optimizer.param_groups]
-        for group, rate in zip(learner.optimizer.param_groups, rates, strict=True):
-            group["lr"] = RATE * rate
         try:
             return learn(positions, **options)
         finally:
             learner.train = train
-            for group, rate in zip(learner.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
 
     with patch.object(learner, "learn", spoiled):
         yield

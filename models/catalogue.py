@@ -5,7 +5,7 @@ Shape suffixes: N items, R rows, D vector size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -64,6 +64,25 @@ def likeness(scorer: Scorer, table: FeatureTable, rows: NDArray[np.int64], devic
     return torch.cat(parts) if parts else torch.zeros(0, size, device=device)
 
 
+class Once:
+    """A table of vectors of item rows, each made when it is first asked for."""
+
+    def __init__(self, make: Callable[[NDArray[np.int64]], Tensor], items: int, device: torch.device | str) -> None:
+        """Of so many items, by `make`: rows to vectors (R, D)."""
+        self._make = make
+        self._place_N = torch.full((items,), -1, device=device)
+        self._made_RD = make(np.empty(0, np.int64))
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """The vectors of these rows, (R, D)."""
+        missing = torch.unique(rows[self._place_N[rows] < 0])
+        if len(missing):
+            made = len(self._made_RD)
+            self._place_N[missing] = torch.arange(made, made + len(missing), device=missing.device)
+            self._made_RD = torch.cat((self._made_RD, self._make(missing.cpu().numpy())))
+        return self._made_RD[self._place_N[rows]]
+
+
 def same_encoders(one: Scorer, other: Scorer) -> bool:
     """Whether two scorers encode every item alike, bit for bit."""
     return _same(one, other, ("encoders.", "fusion."))
@@ -84,18 +103,16 @@ def _same(one: Scorer, other: Scorer, parts: tuple[str, ...]) -> bool:
 
 
 def chosen_rows(gradient_RD: Tensor, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which rows to send a gradient through the encoders for, and how much each stands for.
+    """Which rows to send a gradient through the encoders for, and how much each stands for; all where they are few.
 
-    Half of them are those of the largest gradients, the rest a uniform sample of the others, weighed so that the sum
-    is unbiased; all of them where they are few.
+    Priority sampling (Duffield, Lund & Thorup, "Priority sampling for estimation of arbitrary subset sums", 2007):
+    rows of large gradients for certain, others as often as theirs are large, and weighed so that the sum is unbiased.
     """
     count = len(gradient_RD)
     if count <= most:
         return torch.arange(count, device=gradient_RD.device), gradient_RD.new_ones(count)
-    size_R = gradient_RD.square().sum(1)
-    order = torch.argsort(size_R, descending=True, stable=True)
-    head, rest = order[: most // 2], order[most // 2 :]
-    drawn = torch.randperm(len(rest), generator=generator, device=gradient_RD.device)[: most - len(head)]
-    weights = gradient_RD.new_ones(most)
-    weights[len(head) :] = len(rest) / len(drawn)
-    return torch.cat((head, rest[drawn])), weights
+    size_R = torch.linalg.vector_norm(gradient_RD, dim=1)
+    priority_R = size_R / torch.rand(count, generator=generator, device=gradient_RD.device).clamp(min=1e-9)
+    highest, order = torch.topk(priority_R, most + 1)
+    chosen, threshold = order[:-1], highest[-1]
+    return chosen, (threshold / size_R[chosen].clamp(min=1e-30)).clamp(min=1.0)

@@ -89,10 +89,10 @@ class LogView:
 
     def chain(self, start: int) -> list[int]:
         """Positions from `start` back along the links of its user, -1 for none."""
-        positions, at = [], start
+        positions, at, previous = [], start, self.previous.data  # numbers of a memoryview are Python's, twice as fast
         while at >= 0:
             positions.append(at)
-            at = int(self.previous[at])
+            at = previous[at]
         return positions
 
     def of_user(self, user: int) -> list[int]:

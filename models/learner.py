@@ -43,6 +43,8 @@ BLOCK = 1024
 """New events between two refreshes of contents, popularity and scales: a long phase learns as several short ones."""
 ENCODER_RATE = 0.3
 """How much smaller the steps of the item encoders are: they have hundreds of inputs, and most say nothing."""
+GROUP_RATES = (ENCODER_RATE, 1.0)
+"""The same of each group of parameters."""
 CONTEXT_RATE = 10.0
 """How much larger the first steps of what an item says in a history are than those of the shared weights."""
 BIAS_RATE = 100.0
@@ -113,9 +115,18 @@ class Learner:
         rate, decay = self._shared_rate, self.train.weight_decay
         groups = [
             {"params": list(group), "lr": rate * factor}
-            for group, factor in zip(self.scorer.parameter_groups(), (ENCODER_RATE, 1.0), strict=True)
+            for group, factor in zip(self.scorer.parameter_groups(), GROUP_RATES, strict=True)
         ]
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
+
+    def _set_pace(self) -> None:
+        """Steps of more examples than `batch` are longer by the root of how many times that is, as suits Adam (Malladi
+        et al., "On the SDEs and scaling rules for adaptive gradient algorithms", 2022), and averages that much shorter.
+        """
+        times = self.objective.batch / self.train.batch
+        self._longer, self._keep = math.sqrt(times), self.train.average**times
+        for group, factor in zip(self.optimizer.param_groups, GROUP_RATES, strict=True):
+            group["lr"] = self._longer * self._shared_rate * factor
 
     # -- learning
 
@@ -128,7 +139,8 @@ class Learner:
             self._distillation.begin()
         losses: list[float] = []
         replayed = 0
-        fresh = max(1, round(self.train.batch / (1 + replay_ratio)))
+        self._set_pace()
+        fresh = max(1, round(self.objective.batch / (1 + replay_ratio)))
         with torch.enable_grad():
             for block in range(0, len(positions), BLOCK):
                 block_positions = positions[block : block + BLOCK]
@@ -166,7 +178,7 @@ class Learner:
 
     def _step(self, parts: list[tuple[Objective, float, Examples]], number: int) -> float:
         """One step of all objectives with their weights; returns the weighted loss."""
-        keep = self.averages.share(self.train.average, number)
+        keep = self.averages.share(self._keep, number)
         self.optimizer.zero_grad(set_to_none=True)
         self.heads.zero_grad()
         total = sum(weight * self._backward(objective, weight, examples, keep) for objective, weight, examples in parts)
@@ -193,7 +205,7 @@ class Learner:
             if gradient is not None:  # a batch may have no history
                 table.step(
                     step.rows, gradient, step.shown_R,
-                    rate=factor * self.train.learning_rate, decay=self.train.weight_decay, keep=keep,
+                    rate=factor * self._longer * self.train.learning_rate, decay=self.train.weight_decay, keep=keep,
                 )  # fmt: skip
         content_RD = step.content_gradient()
         if content_RD is not None and self.scorer.fusion is not None:

@@ -77,6 +77,11 @@ class Objective:
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
 
+    @property
+    def batch(self) -> int:
+        """Examples in one step."""
+        return self.learner.train.batch
+
     def usable(self, log: LogView, positions: Ints) -> Ints:
         """Which of these events are examples."""
         return positions[(log.weight[positions] > 0) & (log.item[positions] >= 0) & (log.user[positions] >= 0)]

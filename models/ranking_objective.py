@@ -20,9 +20,12 @@ from models.objective import Ints, Objective, Step
 from models.popularity import NEVER_SEEN
 from models.sampling import uniform_negatives
 
-CALIBRATED = 192
-"""Most events of a block that the scales are fitted on."""
-CALIBRATION_CHUNKS = 4
+CALIBRATED = 3 / 16
+"""Share of a block's events that the scales are fitted on …"""
+FEWEST_CALIBRATED = 64
+"""… but so many at least."""
+CALIBRATION_CHUNK = 256
+"""Events between two looks at popularity while they are ranked."""
 CALIBRATION_ITEMS = 1_000
 """Most candidates that they are ranked among."""
 MLP_NEGATIVES = 256
@@ -31,6 +34,18 @@ MLP_NEGATIVES = 256
 
 class Ranking(Objective):
     """Softmax of the next item among all that are announced by then and new to the user, or a sample of them."""
+
+    @property
+    def batch(self) -> int:
+        """More where a sample of negatives is shared."""
+        train = self.learner.train
+        return train.batch if self._everything or self.learner.spec.head != "dot" else train.sampled_batch
+
+    @property
+    def _everything(self) -> bool:
+        """Whether the whole catalogue is small enough to be ranked in each step."""
+        learner = self.learner
+        return len(learner.popularity) <= learner.train.full_softmax_items and learner.spec.head == "dot"
 
     def examples(self, log: LogView, fresh: Ints, replayed: Ints) -> Examples:
         """Positive events, without repeats unless they are to be learned."""
@@ -42,10 +57,9 @@ class Ranking(Objective):
     def forward(self, examples: Examples) -> Step:
         """The whole catalogue where it is small, else in-batch and uniform negatives."""
         learner = self.learner
-        device, train = learner.device, learner.train
-        everything = len(learner.popularity) <= train.full_softmax_items and learner.spec.head == "dot"
+        device = learner.device
         rows: Tensor | None
-        if everything:
+        if self._everything:
             rows, candidates = None, len(learner.popularity)
             history = examples.histories.tensors(learner.values, device)
             target_B = torch.from_numpy(examples.item_B).to(device)
@@ -138,21 +152,20 @@ class Ranking(Objective):
         usable = self.usable(log, positions)
         if len(usable) == 0:
             return
-        kept = usable[np.linspace(0, len(usable) - 1, min(CALIBRATED, len(usable))).round().astype(np.int64)]
+        count = min(len(usable), max(FEWEST_CALIBRATED, round(CALIBRATED * len(usable))))
+        kept = usable[np.linspace(0, len(usable) - 1, count).round().astype(np.int64)]
         popularity, features = learner.popularity.copy(), learner.features.clone()
-        # the table's contents are those of the weights that learn, and not of the averages that are in place
-        lead = self._calibration_items()
-        tables = self._encoded(lead)
+        lead, known = self._calibration_items(), self._known_items()
         terms: list[Tensor] = []
         targets: list[Tensor] = []
         allowed: list[Tensor] = []
         lengths: list[Tensor] = []
-        for chunk in np.array_split(kept, min(CALIBRATION_CHUNKS, len(kept))):
+        for chunk in np.array_split(kept, min(len(kept), -(-len(positions) // CALIBRATION_CHUNK))):
             learner.advance(log, int(chunk[0]), values=False)
             examples = self.examples(log, chunk, chunk[:0])
             if not len(examples):
                 continue
-            out = self._terms(examples, lead, tables)
+            out = self._terms(examples, lead, known)
             for part, value in zip((terms, targets, allowed, lengths), out, strict=True):
                 part.append(value)
         learner.popularity, learner.features = popularity, features
@@ -170,33 +183,32 @@ class Ranking(Objective):
             return torch.arange(items, device=learner.device)
         return torch.randperm(items, generator=learner.generator, device=learner.device)[:CALIBRATION_ITEMS]
 
-    def _encoded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Contents (R, D), and what they are like (R, K)."""
+    def _known_items(self) -> tuple[catalogue.Once, catalogue.Once]:
+        """Contents (R, D) of items, and what they are like: likeness and co-occurrence (R, K)."""
         learner = self.learner
-        table = learner.memory.item_features
-        return catalogue.encode(learner.scorer, table, rows.cpu().numpy(), learner.device), self._alike(rows)
+        scorer, table, device = learner.scorer, learner.memory.item_features, learner.device
 
-    def _alike(self, rows: Tensor) -> Tensor:
-        """Likeness and co-occurrence of items, (R, K)."""
-        learner = self.learner
-        likeness_RK = catalogue.likeness(
-            learner.scorer, learner.memory.item_features, rows.cpu().numpy(), learner.device
-        )  # fmt: skip
-        return torch.cat((likeness_RK, learner.cooccurrence.values[rows]), dim=1)
+        def alike(rows: Ints) -> Tensor:
+            together_RK = learner.cooccurrence.values[torch.from_numpy(rows).to(device)]
+            return torch.cat((catalogue.likeness(scorer, table, rows, device), together_RK), dim=1)
 
-    def _liked(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        # the table's contents are those of the weights that learn, and not of the averages that are in place
+        return (
+            catalogue.Once(lambda rows: catalogue.encode(scorer, table, rows, device), len(learner.popularity), device),
+            catalogue.Once(alike, len(learner.popularity), device),
+        )
+
+    def _liked(self, examples: Examples, alike: catalogue.Once) -> tuple[Tensor, Tensor, Tensor]:
         """The mean likeness and co-occurrence (B, K each) of what the examples' users chose last, and what they chose
         beyond what was to be expected (`models.fold_in`)."""
         learner, liked, chosen = self.learner, examples.histories.liked(), examples.histories.chosen()
-        rows, place_E = np.unique(liked.row_E, return_inverse=True)
-        alike_RK = self._alike(torch.from_numpy(rows).to(learner.device))
-        liked_BK = liked.mean_of(alike_RK[torch.from_numpy(place_E).to(learner.device)])
+        liked_BK = liked.mean_of(alike[torch.from_numpy(liked.row_E).to(learner.device)])
         like_BK, together_BK = liked_BK.tensor_split((learner.spec.likeness_dim,), dim=1)
         chosen_BK = chosen.mean(learner.cooccurrence.values)
         return like_BK, together_BK, learner.cooccurrence.fold_in()(chosen_BK, chosen.counts_B)
 
     def _terms(
-        self, examples: Examples, lead: Tensor, tables: tuple[Tensor, Tensor]
+        self, examples: Examples, lead: Tensor, known: tuple[catalogue.Once, catalogue.Once]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Unscaled terms of the scores, targets, allowed candidates and length buckets, over the items `lead`."""
         learner = self.learner
@@ -205,7 +217,7 @@ class Ranking(Objective):
         # one column a target of its own, so that the sample stays uniform
         rows, target_B, history = self.working_set(examples)
         both = torch.cat((lead, rows))
-        contents, alike = (torch.cat(pair) for pair in zip(tables, self._encoded(rows), strict=True))
+        contents, alike = (table[both] for table in known)
         vectors, bias, _, context = self.leaves(both, contents_RD=contents)
         features = learner.features[both]
         n = len(lead)
@@ -214,7 +226,7 @@ class Ranking(Objective):
         item_RV = learner.scorer.items(vectors, bias, features)
         d = learner.spec.dim
         own_BV = item_RV[target_B + n]
-        like_BK, together_BK, beyond_BK = self._liked(examples)
+        like_BK, together_BK, beyond_BK = self._liked(examples, known[1])
         own_BK = alike[target_B + n]
         columns = (learner.spec.likeness_dim,)
 

@@ -29,6 +29,8 @@ Vectors = NDArray[np.float32]
 
 CHUNK = 2048
 """Vectors computed or handed out at once."""
+ENCODED = 512
+"""Items encoded at once; so few because a chunk with a new item in it is encoded anew."""
 DAY_S = 86_400.0
 
 
@@ -72,7 +74,7 @@ class Snapshot:
         """Size of the personal part, which comes first in a published vector."""
         self.dim = spec.dim + extras(spec)
         """Length of a published vector."""
-        self.scorer = frozen_scorer(spec, state)
+        self.scorer = frozen_scorer(spec, state, like)
         self.values = ValueScale(**state["values"])
         ranks = spec.objective == "ranking" and spec.head == "dot"
         calibration = Calibration.from_state(state["calibration"])
@@ -99,25 +101,16 @@ class Snapshot:
         """The vector of anyone unknown."""
 
     def _contents(self, like: Snapshot | None) -> tuple[Vectors, Vectors]:
-        # All or nothing: the last bits of a row depend on which rows it is encoded with, and after a restart, when
-        # there is no `like`, the same snapshot must be the same.
-        if (
-            like is None
-            or like.n_items != self.n_items
-            or not self.item_features.unchanged(like.item_features, np.arange(self.n_items)).all()
-        ):
-            like = None
-        contents_ND = (
-            like.contents_ND
-            if like is not None and catalogue.same_encoders(self.scorer, like.scorer)
-            else self._in_chunks(catalogue.encode, self.d)
+        known: tuple[Vectors | None, Vectors | None] = (None, None)
+        if like is not None:
+            known = (
+                like.contents_ND if catalogue.same_encoders(self.scorer, like.scorer) else None,
+                like.likeness_NK if catalogue.same_outlines(self.scorer, like.scorer) else None,
+            )
+        return (
+            self._in_chunks(catalogue.encode, self.d, like, known[0]),
+            self._in_chunks(catalogue.likeness, self.spec.likeness_dim, like, known[1]),
         )
-        likeness_NK = (
-            like.likeness_NK
-            if like is not None and catalogue.same_outlines(self.scorer, like.scorer)
-            else self._in_chunks(catalogue.likeness, self.spec.likeness_dim)
-        )
-        return contents_ND, likeness_NK
 
     def _alike(self, state: dict[str, Any]) -> Vectors:
         together_NK = np.zeros((self.n_items, self.spec.cooccurrence_dim), np.float32)
@@ -132,13 +125,29 @@ class Snapshot:
             return like._fold_in
         return FoldIn(*self._together)
 
-    def _in_chunks(self, make: Callable[[Scorer, FeatureTable, Ints, str], torch.Tensor], size: int) -> Vectors:
-        """What `make` makes of all items, (N, size)."""
-        rows = np.arange(self.n_items)
+    def _in_chunks(
+        self,
+        make: Callable[[Scorer, FeatureTable, Ints, str], torch.Tensor],
+        size: int,
+        like: Snapshot | None,
+        known: Vectors | None,
+    ) -> Vectors:
+        """What `make` makes of all items, (N, size); chunks of the same items with the same features are taken from
+        those `known` of `like`."""
         table = np.empty((self.n_items, size), np.float32)
-        for at in range(0, len(rows), CHUNK):
-            part = rows[at : at + CHUNK]
-            table[part] = make(self.scorer, self.item_features, part, "cpu").numpy()
+        for at in range(0, self.n_items, ENCODED):
+            part = np.arange(at, min(at + ENCODED, self.n_items))
+            # whole chunks: the last bits of a row depend on which rows it is encoded with, and after a restart, when
+            # there is no `like`, the same snapshot must be the same
+            if (
+                like is not None
+                and known is not None
+                and len(known[at : at + ENCODED]) == len(part)
+                and self.item_features.unchanged(like.item_features, part).all()
+            ):
+                table[part] = known[part]
+            else:
+                table[part] = make(self.scorer, self.item_features, part, "cpu").numpy()
         return table
 
     def _build_items(self, state: dict[str, Any], upto: int) -> None:
@@ -324,9 +333,14 @@ class Snapshot:
         return self.scores(self.user_matrix(self.histories(users), users), self.vectors_NV[items])
 
 
-def frozen_scorer(spec: ModelSpec, state: dict[str, Any]) -> Scorer:
-    """The scorer of a learner's state, for inference on the CPU."""
+def frozen_scorer(spec: ModelSpec, state: dict[str, Any], like: Snapshot | None = None) -> Scorer:
+    """The scorer of a learner's state, for inference on the CPU; that of `like` where it is the same."""
+    stored = state["scorer"]
+    if like is not None and like.spec == spec:
+        known = like.scorer.state_dict()
+        if known.keys() == stored.keys() and all(torch.equal(value, stored[name]) for name, value in known.items()):
+            return like.scorer
     with torch.random.fork_rng(devices=[]):
         scorer = Scorer(spec)
-    scorer.load_state_dict(state["scorer"])
+    scorer.load_state_dict(stored)
     return scorer.eval().requires_grad_(False)

@@ -233,13 +233,13 @@ class Trainer:
         spec, memory = self._config.model, self.memory
         with torch_threads(attempt.threads):
             upto = attempt.held_out.start
-            candidate = Snapshot.build(spec, self.learner.weights(), memory, version=0, upto=upto)
+            like = self._like[0] if self._like else None
+            candidate = Snapshot.build(spec, self.learner.weights(), memory, version=0, upto=upto, like=like)
             held_out = HeldOut.of(candidate, np.asarray(attempt.held_out, np.int64))
             attempt.judged_on = held_out
             scores, learned = held_out.whole_and_learned(candidate)
             champion = champion_learned = None
             if self._champion is not None:
-                like = self._like[0] if self._like else None
                 snapshot = Snapshot.build(spec, self._champion, memory, version=0, upto=upto, like=like)
                 champion, champion_learned = held_out.whole_and_learned(snapshot)
                 self._like = [snapshot]

@@ -145,6 +145,18 @@ def test_sampled_softmax_learns_a_catalogue_too_large_for_the_full_one() -> None
     assert last < first - 0.3
 
 
+def test_where_negatives_are_sampled_steps_are_fewer_and_longer() -> None:
+    spec = spec_of()
+    memory = world(spec, 600)
+    found = {}
+    for items in (5, 5_000):
+        train = TrainSpec(batch=48, sampled_batch=4 * 48, full_softmax_items=items, negatives=16, actions=ACTIONS)
+        learner = Learner(spec, train, memory, seed=0)
+        steps = learner.learn(np.arange(576), replay_ratio=0.0).steps
+        found[items] = steps, learner.optimizer.param_groups[-1]["lr"]
+    assert found == {5_000: (12, train.learning_rate), 5: (3, 2 * train.learning_rate)}
+
+
 @pytest.mark.parametrize("full", [True, False], ids=["full", "sampled"])
 @pytest.mark.parametrize("head", ["dot", "mlp"])
 def test_a_first_interaction_teaches_the_encoders_what_is_wanted(head: Literal["dot", "mlp"], full: bool) -> None:

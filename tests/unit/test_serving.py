@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from torch import Tensor
 
+from models import catalogue
 from models.learner import Learner
 from models.memory import SEGMENTS, EventBatch, Memory
 from models.serving import Snapshot
@@ -137,3 +141,34 @@ def test_empty_memory_gives_an_empty_snapshot() -> None:
     assert (snapshot.item_ids, snapshot.user_ids(), snapshot.event_time) == ([], [], None)
     assert snapshot.default_user.shape == (snapshot.dim,)
     assert snapshot.vectors("users").shape == (0, snapshot.dim)
+
+
+def test_what_is_taken_from_an_earlier_snapshot_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.serving.ENCODED", 8)
+    spec = spec_of()
+    learner, memory = trained(spec)
+    state = learner.state_dict()
+    earlier = Snapshot.build(spec, state, memory, version=1)
+    encoded: list[int] = []
+
+    def counting(*args: Any) -> Tensor:
+        encoded.extend(args[2].tolist())
+        return encode(*args)
+
+    encode = catalogue.encode
+    monkeypatch.setattr("models.catalogue.encode", counting)
+    memory.announce("new", 700.0, {"text": np.ones(5, np.float32)})
+    memory.announce("9", 700.0, {"text": np.ones(5, np.float32)})
+    now = Snapshot.build(spec, state, memory, version=1, like=earlier)
+    assert now.scorer is earlier.scorer
+    changed = now.item_row("9")
+    assert sorted(encoded) == [
+        *range(changed // 8 * 8, changed // 8 * 8 + 8),
+        *range((now.n_items - 1) // 8 * 8, now.n_items),
+    ]
+    afresh = Snapshot.build(spec, state, memory, version=1)
+    np.testing.assert_array_equal(now.vectors_NV, afresh.vectors_NV)
+    learner.learn(np.arange(240), replay_ratio=1.0)
+    other = Snapshot.build(spec, learner.state_dict(), memory, version=2, like=afresh)
+    assert other.scorer is not afresh.scorer
+    assert not np.array_equal(other.contents_ND, afresh.contents_ND)

@@ -12,7 +12,6 @@ import torch
 from benchmarks.poison import WARM_UP, Phases, counts, trials
 from benchmarks.spoiling import RATE, SPOILS, healthy
 from benchmarks.stream import Stream
-from models.learner import Learner
 from models.spec import ModelSpec, TrainSpec
 from service.config import Config
 from service.trainer import Trainer
@@ -44,10 +43,6 @@ def trainer(warm: Trainer) -> Trainer:
     return copy.deepcopy(warm)
 
 
-def rates_of(learner: Learner) -> list[float]:
-    return [group["lr"] for group in learner.optimizer.param_groups]
-
-
 class Learned:
     """What the learner's own `learn` met, instead of learning."""
 
@@ -61,7 +56,6 @@ class Learned:
         learner = self.trainer.learner
         self.items = self.trainer.memory.log.view().item.tolist()
         self.rate = learner.train.learning_rate
-        self.group_rates = rates_of(learner)
         self.finite = all(bool(weight.isfinite().all()) for weight in learner.scorer.parameters())
 
 
@@ -87,10 +81,21 @@ def test_labels_are_dealt_anew_and_put_back(
 
 
 def test_the_rate_is_tenfold_and_put_back(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    rate, group_rates = trainer.learner.train.learning_rate, rates_of(trainer.learner)
-    met = spoiled("tenfold", trainer, monkeypatch)
-    assert (met.rate, met.group_rates) == (RATE * rate, [RATE * one for one in group_rates])
-    assert (trainer.learner.train.learning_rate, rates_of(trainer.learner)) == (rate, group_rates)
+    rate = trainer.learner.train.learning_rate
+    assert spoiled("tenfold", trainer, monkeypatch).rate == RATE * rate
+    assert trainer.learner.train.learning_rate == rate
+
+
+def test_shared_weights_take_tenfold_steps_too(trainer: Trainer) -> None:
+    learner = trainer.learner
+
+    def rates() -> list[float]:
+        learner.learn(np.arange(FIRST, STOP), replay_ratio=1.0)
+        return [group["lr"] for group in learner.optimizer.param_groups]
+
+    usual = rates()
+    with SPOILS["tenfold"](trainer, np.random.default_rng(0)):
+        assert rates() == pytest.approx([RATE * one for one in usual])
 
 
 def test_a_weight_is_not_a_number(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
