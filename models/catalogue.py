@@ -5,7 +5,7 @@ Shape suffixes: N items, R rows, D vector size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -62,25 +62,6 @@ def likeness(scorer: Scorer, table: FeatureTable, rows: NDArray[np.int64], devic
         return torch.zeros(len(rows), 0, device=device)
     parts = [scorer.likeness(gather(table, rows[at : at + CHUNK], device)) for at in range(0, len(rows), CHUNK)]
     return torch.cat(parts) if parts else torch.zeros(0, size, device=device)
-
-
-class Once:
-    """A table of vectors of item rows, each made when it is first asked for."""
-
-    def __init__(self, make: Callable[[NDArray[np.int64]], Tensor], items: int, device: torch.device | str) -> None:
-        """Of so many items, by `make`: rows to vectors (R, D)."""
-        self._make = make
-        self._place_N = torch.full((items,), -1, device=device)
-        self._made_RD = make(np.empty(0, np.int64))
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """The vectors of these rows, (R, D)."""
-        missing = torch.unique(rows[self._place_N[rows] < 0])
-        if len(missing):
-            made = len(self._made_RD)
-            self._place_N[missing] = torch.arange(made, made + len(missing), device=missing.device)
-            self._made_RD = torch.cat((self._made_RD, self._make(missing.cpu().numpy())))
-        return self._made_RD[self._place_N[rows]]
 
 
 def same_encoders(one: Scorer, other: Scorer) -> bool:

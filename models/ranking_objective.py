@@ -6,7 +6,8 @@ score, P items that a user had.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,12 +21,10 @@ from models.objective import Ints, Objective, Step
 from models.popularity import NEVER_SEEN
 from models.sampling import uniform_negatives
 
-CALIBRATED = 3 / 16
-"""Share of a block's events that the scales are fitted on …"""
-FEWEST_CALIBRATED = 64
-"""… but so many at least."""
-CALIBRATION_CHUNK = 256
-"""Events between two looks at popularity while they are ranked."""
+CALIBRATED = 192
+"""Most events of a block that the scales are fitted on."""
+CALIBRATION_CHUNK = 128
+"""Events of the block between two looks at popularity while they are ranked."""
 CALIBRATION_ITEMS = 1_000
 """Most candidates that they are ranked among."""
 MLP_NEGATIVES = 256
@@ -152,28 +151,13 @@ class Ranking(Objective):
         usable = self.usable(log, positions)
         if len(usable) == 0:
             return
-        count = min(len(usable), max(FEWEST_CALIBRATED, round(CALIBRATED * len(usable))))
-        kept = usable[np.linspace(0, len(usable) - 1, count).round().astype(np.int64)]
-        popularity, features = learner.popularity.copy(), learner.features.clone()
-        lead, known = self._calibration_items(), self._known_items()
-        terms: list[Tensor] = []
-        targets: list[Tensor] = []
-        allowed: list[Tensor] = []
-        lengths: list[Tensor] = []
-        for chunk in np.array_split(kept, min(len(kept), -(-len(positions) // CALIBRATION_CHUNK))):
-            learner.advance(log, int(chunk[0]), values=False)
-            examples = self.examples(log, chunk, chunk[:0])
-            if not len(examples):
-                continue
-            out = self._terms(examples, lead, known)
-            for part, value in zip((terms, targets, allowed, lengths), out, strict=True):
-                part.append(value)
-        learner.popularity, learner.features = popularity, features
-        if not targets:
-            return
-        learner.calibration.fit(
-            torch.cat(terms), torch.cat(targets), torch.cat(allowed), torch.cat(lengths), weight=len(usable) / len(kept)
-        )  # fmt: skip
+        kept = usable[np.linspace(0, len(usable) - 1, min(CALIBRATED, len(usable))).round().astype(np.int64)]
+        examples = self.examples(log, kept, kept[:0])
+        if len(examples):
+            popularity, features = learner.popularity.copy(), learner.features.clone()
+            found = self._terms(log, examples)
+            learner.popularity, learner.features = popularity, features
+            learner.calibration.fit(*found, weight=len(usable) / len(kept))
 
     def _calibration_items(self) -> Tensor:
         """All items, or a uniform sample of many."""
@@ -183,74 +167,85 @@ class Ranking(Objective):
             return torch.arange(items, device=learner.device)
         return torch.randperm(items, generator=learner.generator, device=learner.device)[:CALIBRATION_ITEMS]
 
-    def _known_items(self) -> tuple[catalogue.Once, catalogue.Once]:
-        """Contents (R, D) of items, and what they are like: likeness and co-occurrence (R, K)."""
+    def _moments(self, log: LogView, examples: Examples) -> Iterator[slice]:
+        """The examples a chunk at a time, popularity being as of the first of each."""
+        _, starts = np.unique(examples.position_B // CALIBRATION_CHUNK, return_index=True)
+        for start, stop in pairwise([*starts.tolist(), len(examples)]):
+            self.learner.advance(log, int(examples.position_B[start]), values=False)
+            yield slice(start, stop)
+
+    def _alike(self, *parts: Ints) -> list[Tensor]:
+        """Likeness and co-occurrence (R, K) of each of these parts' rows."""
         learner = self.learner
-        scorer, table, device = learner.scorer, learner.memory.item_features, learner.device
+        rows, places = np.unique(np.concatenate(parts), return_inverse=True)
+        likeness_RK = catalogue.likeness(learner.scorer, learner.memory.item_features, rows, learner.device)
+        rows_R = torch.from_numpy(rows).to(learner.device)
+        alike_RK = torch.cat((likeness_RK, learner.cooccurrence.values[rows_R]), dim=1)
+        lengths = [len(part) for part in parts]
+        return list(torch.split(alike_RK[torch.from_numpy(places).to(learner.device)], lengths))
 
-        def alike(rows: Ints) -> Tensor:
-            together_RK = learner.cooccurrence.values[torch.from_numpy(rows).to(device)]
-            return torch.cat((catalogue.likeness(scorer, table, rows, device), together_RK), dim=1)
-
-        # the table's contents are those of the weights that learn, and not of the averages that are in place
-        return (
-            catalogue.Once(lambda rows: catalogue.encode(scorer, table, rows, device), len(learner.popularity), device),
-            catalogue.Once(alike, len(learner.popularity), device),
-        )
-
-    def _liked(self, examples: Examples, alike: catalogue.Once) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean likeness and co-occurrence (B, K each) of what the examples' users chose last, and what they chose
-        beyond what was to be expected (`models.fold_in`)."""
-        learner, liked, chosen = self.learner, examples.histories.liked(), examples.histories.chosen()
-        liked_BK = liked.mean_of(alike[torch.from_numpy(liked.row_E).to(learner.device)])
-        like_BK, together_BK = liked_BK.tensor_split((learner.spec.likeness_dim,), dim=1)
-        chosen_BK = chosen.mean(learner.cooccurrence.values)
-        return like_BK, together_BK, learner.cooccurrence.fold_in()(chosen_BK, chosen.counts_B)
-
-    def _terms(
-        self, examples: Examples, lead: Tensor, known: tuple[catalogue.Once, catalogue.Once]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Unscaled terms of the scores, targets, allowed candidates and length buckets, over the items `lead`."""
+    def _terms(self, log: LogView, examples: Examples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Unscaled terms of the scores, targets, allowed candidates and length buckets, over some of the items and,
+        first, the target."""
         learner = self.learner
-        items = len(learner.popularity)
-        target = torch.from_numpy(examples.item_B).to(learner.device)
+        scorer, d, split = learner.scorer, learner.spec.dim, (learner.spec.likeness_dim,)
+        lead = self._calibration_items()
         # one column a target of its own, so that the sample stays uniform
         rows, target_B, history = self.working_set(examples)
-        both = torch.cat((lead, rows))
-        contents, alike = (table[both] for table in known)
-        vectors, bias, _, context = self.leaves(both, contents_RD=contents)
-        features = learner.features[both]
-        n = len(lead)
-        history = replace(history, item_BL=history.item_BL + n)
-        user_BV = self.users(examples, history, vectors + context, features, training=False)
-        item_RV = learner.scorer.items(vectors, bias, features)
-        d = learner.spec.dim
-        own_BV = item_RV[target_B + n]
-        like_BK, together_BK, beyond_BK = self._liked(examples, known[1])
-        own_BK = alike[target_B + n]
-        columns = (learner.spec.likeness_dim,)
+        both, n = torch.cat((lead, rows)), len(lead)
+        own_B = target_B + n
+        # the table's contents are those of the weights that learn, and not of the averages that are in place
+        contents = catalogue.encode(scorer, learner.memory.item_features, both.cpu().numpy(), learner.device)
+        liked, chosen = examples.histories.liked(), examples.histories.chosen()
+        alike_NK, alike_BK, liked_EK = self._alike(lead.cpu().numpy(), examples.item_B, liked.row_E)
+        like_BK, together_BK = liked.mean_of(liked_EK).tensor_split(split, dim=1)
+        chosen_BK = chosen.mean(learner.cooccurrence.values)
+        beyond_BK = learner.cooccurrence.fold_in()(chosen_BK, chosen.counts_B)
 
-        def terms(u: Tensor, v: Tensor, alike: Tensor, untouched: Tensor, pattern: str) -> Tensor:
+        moments = []
+        for part in self._moments(log, examples):
+            vectors, bias, _, context = self.leaves(both, contents_RD=contents)
+            moments.append((part, vectors, bias, context, learner.features[both]))
+            history.item_BL[part] += n + len(both) * (len(moments) - 1)
+        read = torch.cat([vectors + context for _, vectors, _, context, _ in moments])
+        features = torch.cat([features for *_, features in moments])
+        user_BV = self.users(examples, history, read, features, training=False)
+
+        def terms(part: slice, v: Tensor, alike: Tensor, untouched: Tensor, pattern: str) -> Tensor:
+            u = user_BV[part]
             personal = torch.einsum(pattern, u[:, :d], v[:, :d])
             bias = torch.einsum(pattern, u[:, d : d + 1], v[:, d : d + 1])
             popularity = torch.einsum(pattern, u[:, d + 1 :], v[:, d + 1 :])
-            outline, chosen_by = alike.tensor_split(columns, dim=1)
-            like = likeness.WEIGHT * torch.einsum(pattern, like_BK, outline)
-            together = cooccurrence.WEIGHT * torch.einsum(pattern, together_BK, chosen_by)
-            beyond = fold_in.WEIGHT * torch.einsum(pattern, beyond_BK, chosen_by)
+            outline, chosen_by = alike.tensor_split(split, dim=1)
+            like = likeness.WEIGHT * torch.einsum(pattern, like_BK[part], outline)
+            together = cooccurrence.WEIGHT * torch.einsum(pattern, together_BK[part], chosen_by)
+            beyond = fold_in.WEIGHT * torch.einsum(pattern, beyond_BK[part], chosen_by)
             parts = (personal, bias, popularity, like, together, beyond, untouched.expand_as(personal))
             return torch.stack(parts, dim=1)
 
-        untouched = features[:, NEVER_SEEN]
-        sampled_BTN = terms(user_BV, item_RV[:n], alike[:n], untouched[:n], "bv,nv->bn")
-        own_BT = terms(user_BV, own_BV, own_BK, untouched[target_B + n], "bv,bv->b")
-        all_BTN = torch.cat((own_BT.unsqueeze(2), sampled_BTN), dim=2)
+        found = []
+        for part, vectors, bias, _, features in moments:
+            untouched = features[:, NEVER_SEEN]
+            item_NV = scorer.items(vectors[:n], bias[:n], features[:n])
+            own = own_B[part]
+            own_BV = scorer.items(vectors[own], bias[own], features[own])
+            own_BT = terms(part, own_BV, alike_BK[part], untouched[own], "bv,bv->b")
+            sampled_BTN = terms(part, item_NV, alike_NK, untouched[:n], "bv,nv->bn")
+            found.append(torch.cat((own_BT.unsqueeze(2), sampled_BTN), dim=2))
+        target_B = torch.zeros(len(examples), dtype=torch.int64)
+        return torch.cat(found), target_B, self._allowed(examples, lead), history.length_B
+
+    def _allowed(self, examples: Examples, lead: Tensor) -> Tensor:
+        """Whether each of the items `lead` is a candidate of each example beside its target, which comes first."""
+        learner = self.learner
+        items, n = len(learner.popularity), len(lead)
+        target_B = torch.from_numpy(examples.item_B).to(learner.device)
         announced = learner.memory.announced[lead.cpu().numpy()]
         allowed = torch.from_numpy(announced[None, :] <= examples.time_B[:, None]).to(learner.device)
-        allowed &= lead != target.unsqueeze(1)
+        allowed &= lead != target_B.unsqueeze(1)
         place = torch.full((items + 1,), n, dtype=torch.int64, device=learner.device)
         place[lead] = torch.arange(n, device=learner.device)
         seen_BP = place[torch.from_numpy(examples.seen_BP).to(learner.device)]
-        allowed &= ~torch.zeros(len(target), n + 1, dtype=torch.bool).scatter(1, seen_BP, True)[:, :n]
-        allowed = torch.cat((torch.ones_like(allowed[:, :1]), allowed), dim=1)
-        return all_BTN, torch.zeros(len(target), dtype=torch.int64), allowed, history.length_B
+        mine = torch.zeros(len(target_B), n + 1, dtype=torch.bool, device=learner.device).scatter(1, seen_BP, True)
+        allowed &= ~mine[:, :n]
+        return torch.cat((torch.ones_like(allowed[:, :1]), allowed), dim=1)

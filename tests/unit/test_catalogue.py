@@ -1,13 +1,10 @@
-"""The rows that a step sends through the encoders, and tables that are made as they are asked for."""
+"""The rows that a step sends through the encoders."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from models.catalogue import Once, chosen_rows
+from models.catalogue import chosen_rows
 
 
 def test_chosen_rows_stand_for_all_of_them() -> None:
@@ -36,16 +33,3 @@ def test_no_gradient_at_all_chooses_rows_all_the_same() -> None:
     chosen, weights = chosen_rows(torch.zeros(9, 2), 4, torch.Generator().manual_seed(0))
     assert len(torch.unique(chosen)) == 4
     assert weights.isfinite().all()
-
-
-def test_once_makes_each_row_once() -> None:
-    made: list[int] = []
-
-    def make(rows: NDArray[np.int64]) -> Tensor:
-        made.extend(rows.tolist())
-        return torch.from_numpy(rows).unsqueeze(1) * torch.tensor([1.0, 10.0])
-
-    table = Once(make, 20, "cpu")
-    for rows in ([4, 2, 4], [2, 19], [], [0, 4]):
-        assert table[torch.tensor(rows, dtype=torch.int64)].tolist() == [[row, 10.0 * row] for row in rows]
-    assert sorted(made) == [0, 2, 4, 19]
