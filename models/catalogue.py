@@ -96,4 +96,5 @@ def chosen_rows(gradient_RD: Tensor, most: int, generator: torch.Generator) -> t
     priority_R = size_R / torch.rand(count, generator=generator, device=gradient_RD.device).clamp(min=1e-9)
     highest, order = torch.topk(priority_R, most + 1)
     chosen, threshold = order[:-1], highest[-1]
-    return chosen, (threshold / size_R[chosen].clamp(min=1e-30)).clamp(min=1.0)
+    size_C = size_R[chosen]
+    return chosen, torch.where(size_C < threshold, threshold / size_C, 1.0)

@@ -106,6 +106,7 @@ class Learner:
         if train.distil:
             self.tasks.append((self._distillation, train.distil))
         self.tasks += [(AUXILIARY[name](self, self.heads[name]), weight) for name, weight in train.auxiliary.items()]
+        self._set_pace()
 
     @property
     def _shared_rate(self) -> float:

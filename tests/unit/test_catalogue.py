@@ -33,3 +33,10 @@ def test_no_gradient_at_all_chooses_rows_all_the_same() -> None:
     chosen, weights = chosen_rows(torch.zeros(9, 2), 4, torch.Generator().manual_seed(0))
     assert len(torch.unique(chosen)) == 4
     assert weights.isfinite().all()
+
+
+def test_more_certain_rows_than_there_is_room_for_stand_for_themselves() -> None:
+    """Targets are given an infinite size, that they be chosen."""
+    chosen, weights = chosen_rows(torch.tensor([[1.0]] + [[torch.inf]] * 8), 4, torch.Generator().manual_seed(0))
+    assert 0 not in chosen.tolist()
+    assert weights.tolist() == [1.0] * 4
