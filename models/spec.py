@@ -86,7 +86,7 @@ class TrainSpec:
     """Threads of torch while learning; 0: all cores but one, which is left to intake."""
     batch: int = 256
     """Examples in one step."""
-    sampled_batch: int = 384
+    sampled_batch: int = 512
     """The same where negatives are sampled: a step costs the most for them, however many examples share them. Steps are
     longer by the root of how many times `batch` that is, and averages as much shorter."""
     learning_rate: float = 3e-3
