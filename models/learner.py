@@ -106,7 +106,6 @@ class Learner:
         if train.distil:
             self.tasks.append((self._distillation, train.distil))
         self.tasks += [(AUXILIARY[name](self, self.heads[name]), weight) for name, weight in train.auxiliary.items()]
-        self._set_pace()
 
     @property
     def _shared_rate(self) -> float:
@@ -120,14 +119,14 @@ class Learner:
         ]
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
 
-    def _set_pace(self) -> None:
-        """Steps of more examples than `batch` are longer by the root of how many times that is, as suits Adam (Malladi
-        et al., "On the SDEs and scaling rules for adaptive gradient algorithms", 2022), and averages that much shorter.
-        """
-        times = self.objective.batch / self.train.batch
-        self._longer, self._keep = math.sqrt(times), self.train.average**times
+    def _set_pace(self, examples: int) -> float:
+        """By what factor a step of so many examples is longer: if they are more than `batch`, by the root of how many
+        times that is, as suits Adam (Malladi et al., "On the SDEs and scaling rules for adaptive gradient algorithms",
+        2022)."""
+        longer = math.sqrt(max(1.0, examples / self.train.batch))
         for group, factor in zip(self.optimizer.param_groups, GROUP_RATES, strict=True):
-            group["lr"] = self._longer * self._shared_rate * factor
+            group["lr"] = longer * self._shared_rate * factor
+        return longer
 
     # -- learning
 
@@ -140,7 +139,6 @@ class Learner:
             self._distillation.begin()
         losses: list[float] = []
         replayed = 0
-        self._set_pace()
         fresh = max(1, round(self.objective.batch / (1 + replay_ratio)))
         with torch.enable_grad():
             for block in range(0, len(positions), BLOCK):
@@ -179,16 +177,19 @@ class Learner:
 
     def _step(self, parts: list[tuple[Objective, float, Examples]], number: int) -> float:
         """One step of all objectives with their weights; returns the weighted loss."""
-        keep = self.averages.share(self._keep, number)
+        longer = self._set_pace(max(len(examples) for _, _, examples in parts))
+        keep = self.averages.share(self.train.average ** (longer**2), number)
         self.optimizer.zero_grad(set_to_none=True)
         self.heads.zero_grad()
-        total = sum(weight * self._backward(objective, weight, examples, keep) for objective, weight, examples in parts)
+        total = sum(
+            weight * self._backward(objective, weight, examples, keep, longer) for objective, weight, examples in parts
+        )
         self.optimizer.step()
         self.averages.take(keep)
         self.heads.step()
         return total
 
-    def _backward(self, objective: Objective, weight: float, examples: Examples, keep: float) -> float:
+    def _backward(self, objective: Objective, weight: float, examples: Examples, keep: float, longer: float) -> float:
         """Gradients of the shared weights, and the rows' own steps; returns the loss."""
         if not len(examples):
             return 0.0
@@ -206,7 +207,7 @@ class Learner:
             if gradient is not None:  # a batch may have no history
                 table.step(
                     step.rows, gradient, step.shown_R,
-                    rate=factor * self._longer * self.train.learning_rate, decay=self.train.weight_decay, keep=keep,
+                    rate=factor * longer * self.train.learning_rate, decay=self.train.weight_decay, keep=keep,
                 )  # fmt: skip
         content_RD = step.content_gradient()
         if content_RD is not None and self.scorer.fusion is not None:

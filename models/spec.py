@@ -87,8 +87,8 @@ class TrainSpec:
     batch: int = 256
     """Examples in one step."""
     sampled_batch: int = 512
-    """The same where negatives are sampled: a step costs the most for them, however many examples share them. Steps are
-    longer by the root of how many times `batch` that is, and averages as much shorter."""
+    """The same where negatives are sampled: a step costs the most for them, however many examples share them. Steps of
+    more than `batch` are longer by the root of how many times that is, and averages as much shorter."""
     learning_rate: float = 3e-3
     """Step size of AdamW."""
     weight_decay: float = 1e-4

@@ -148,13 +148,22 @@ def test_sampled_softmax_learns_a_catalogue_too_large_for_the_full_one() -> None
 def test_where_negatives_are_sampled_steps_are_fewer_and_longer() -> None:
     spec = spec_of()
     memory = world(spec, 600)
-    found = {}
+    steps, rates = {}, {}
     for items in (5, 5_000):
         train = TrainSpec(batch=48, sampled_batch=4 * 48, full_softmax_items=items, negatives=16, actions=ACTIONS)
         learner = Learner(spec, train, memory, seed=0)
-        steps = learner.learn(np.arange(576), replay_ratio=0.0).steps
-        found[items] = steps, learner.optimizer.param_groups[-1]["lr"]
-    assert found == {5_000: (12, train.learning_rate), 5: (3, 2 * train.learning_rate)}
+        steps[items] = learner.learn(np.arange(192), replay_ratio=0.0).steps
+        rates[items] = learner.optimizer.param_groups[-1]["lr"]
+    assert steps == {5: 1, 5_000: 4}
+    assert rates[5_000] == train.learning_rate < rates[5] <= 2 * train.learning_rate
+
+
+def test_a_step_of_few_examples_is_no_longer_for_sampling() -> None:
+    spec = spec_of()
+    train = TrainSpec(batch=48, sampled_batch=4 * 48, full_softmax_items=5, negatives=16, actions=ACTIONS)
+    learner = Learner(spec, train, world(spec, 600), seed=0)
+    learner.learn(np.arange(40), replay_ratio=0.0)
+    assert learner.optimizer.param_groups[-1]["lr"] == train.learning_rate
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["full", "sampled"])
