@@ -19,7 +19,7 @@ from service.errors import CorruptCheckpoint, HeadwaterError, OtherFormat
 
 FORMAT = 3
 """Version of everything in the state directory: files, their names and fields, and what a learner's state consists of.
-Since 2 it has co-occurrence."""
+Since 2 it has co-occurrence, since 3 what was chosen of late."""
 
 _TAIL = b',\n  "digest": "%s"\n}\n'
 _TAIL_BYTES = len(_TAIL % b"") + 64
