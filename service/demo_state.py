@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from service.durable import replace_file
-from service.errors import StateError
+from service.errors import OtherFormat, StateError
 from service.sealed import seal
 from service.state_dir import Layout, StateDirectory
 from streams.simulator import World
@@ -76,8 +76,15 @@ class DemoDirectory:
     def open(self, world: World) -> Progress:
         """Create the directory, or find out how far the last demo in it came.
 
-        Raises `StateLocked` while another demo or daemon uses it, `StateError` if it belongs to another world.
+        Raises `StateLocked` while another demo or daemon uses it, `StateError` if it belongs to another world or was
+        made by another release.
         """
+        try:
+            return self._open(world)
+        except OtherFormat as error:
+            raise self._stranger("was made by another release of Headwater") from error
+
+    def _open(self, world: World) -> Progress:
         with StateDirectory.open(self.root, NAMESPACE):
             self.logs.mkdir(exist_ok=True)
             progress = self._read_progress()

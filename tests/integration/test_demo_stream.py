@@ -16,7 +16,8 @@ from service.demo import DemoOptions
 from service.demo_feed import Feed
 from service.demo_state import CLUSTER_ID, PARTITIONS, TOPICS, DemoDirectory
 from service.errors import HeadwaterError, StateError
-from service.state_dir import StateDirectory
+from service.sealed import FORMAT, seal, unseal
+from service.state_dir import Layout, StateDirectory, StateIdentity
 from streams.embedded import EmbeddedBroker
 from streams.events import Record
 from streams.kafka_producer import EventProducer
@@ -109,6 +110,16 @@ def test_a_stream_that_differs_from_what_was_learned_is_refused(tmp_path: Path) 
     directory.write_progress(msgspec.structs.replace(progress, digest=progress.digest ^ 1))
     with pytest.raises(StateError, match="another stream"):
         feed(tmp_path, Recorder()).burst(700)
+
+
+def test_a_directory_of_another_release_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    DemoDirectory(root=tmp_path).open(WORLD)
+    layout = Layout(tmp_path)
+    identity = unseal(layout.identity.read_bytes(), StateIdentity, layout.identity)
+    layout.identity.write_bytes(seal(msgspec.structs.replace(identity, format=FORMAT - 1)))
+    with pytest.raises(StateError, match="another release") as refused:
+        DemoDirectory(root=tmp_path).open(WORLD)
+    assert "remove this one" in str(refused.value.hint)
 
 
 def test_a_directory_of_another_world_is_refused(tmp_path: Path) -> None:
