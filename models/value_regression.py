@@ -16,6 +16,10 @@ LEVEL, DRIFTS, SPANS = 0.2, (0.1, 0.1), (3.0, 30.0)
 TASTE, TOGETHER, SLOPE = 0.2, 0.2, 0.3
 """The same of the personal part and of co-occurrence, for an item of the usual size, and of how much more than others a
 user follows what everybody thinks of an item. All are in units of the noise of one value, and learned."""
+PACE = 30.0
+"""How much faster logarithms of variances and spans are learned than weights: they are few, and all values tell."""
+BOUND = 3.0
+"""How far these logarithms get from where they start: twentyfold, either way."""
 
 
 class ValueRegression(nn.Module):
@@ -45,13 +49,13 @@ class ValueRegression(nn.Module):
     def __init__(self, dim: int, *, dot: bool, together: bool = False) -> None:
         super().__init__()
         self.dim, self.dot = dim, dot
-        self.level = nn.Parameter(torch.tensor(LEVEL).log())
-        self.drifts = nn.Parameter(torch.tensor(DRIFTS).log())
-        self.spans = nn.Parameter(torch.tensor(SPANS).log())
-        self.taste = nn.Parameter(torch.tensor(TASTE).log())
-        self.slope = nn.Parameter(torch.tensor(SLOPE).log())
+        self.level = nn.Parameter(torch.zeros(()))
+        self.drifts = nn.Parameter(torch.zeros(len(DRIFTS)))
+        self.spans = nn.Parameter(torch.zeros(len(SPANS)))
+        self.taste = nn.Parameter(torch.zeros(()))
+        self.slope = nn.Parameter(torch.zeros(()))
         if together:
-            self.together = nn.Parameter(torch.tensor(TOGETHER).log())
+            self.together = nn.Parameter(torch.zeros(()))
             """Of co-occurrence; there where items have it."""
         self.anyone = nn.Parameter(torch.zeros(dim))
         """The personal part of w₀ for everybody: what content alone says of an item's value."""
@@ -88,7 +92,7 @@ class ValueRegression(nn.Module):
             expected_BL = expected_BL + ((items_BLV[..., :d] - self.centre) @ prior_BD.unsqueeze(2)).squeeze(2)
         expected_BL = expected_BL * mask_BL
         e_BLD = (items_BLV[..., :d] - self.centre) / self.size * mask_BL.unsqueeze(2)
-        slope, taste = self.slope.exp(), self.taste.exp()
+        slope, taste = _times(self.slope, SLOPE), _times(self.taste, TASTE)
         kernel_LL, now_L = self._levels(mask_BL.shape[1])
         kernel_BLL = kernel_LL * (mask_BL.unsqueeze(2) * mask_BL.unsqueeze(1))
         kernel_BLL = kernel_BLL + slope * expected_BL.unsqueeze(2) * expected_BL.unsqueeze(1)
@@ -96,7 +100,7 @@ class ValueRegression(nn.Module):
             kernel_BLL = kernel_BLL + taste * (e_BLD @ e_BLD.transpose(1, 2))
         w_BLK = items_BLV[..., e:-1] / self.length * mask_BL.unsqueeze(2)
         if w_BLK.shape[2]:
-            kernel_BLL = kernel_BLL + self.together.exp() * (w_BLK @ w_BLK.transpose(1, 2))
+            kernel_BLL = kernel_BLL + _times(self.together, TOGETHER) * (w_BLK @ w_BLK.transpose(1, 2))
         noise_LL = torch.eye(mask_BL.shape[1], device=mask_BL.device)
         surprise_BL = (inputs.value_BL - expected_BL) * mask_BL
         factor_BLL = torch.linalg.cholesky(kernel_BLL + noise_LL)
@@ -112,7 +116,7 @@ class ValueRegression(nn.Module):
             own_BD = prior_BD + own_BD
         parts = [own_BD, inputs.deviation * more_B1 * rest_BE]
         if w_BLK.shape[2]:
-            together = inputs.deviation * self.together.exp() / self.length
+            together = inputs.deviation * _times(self.together, TOGETHER) / self.length
             parts.append(together * (alpha_BL.unsqueeze(1) @ w_BLK).squeeze(1))
         return torch.cat((*parts, inputs.mean + inputs.deviation * base_B1), dim=1)
 
@@ -121,6 +125,11 @@ class ValueRegression(nn.Module):
         place_L = torch.arange(length, device=self.level.device, dtype=torch.float32)
         apart_LL = (place_L.unsqueeze(1) - place_L).abs()
         both = torch.cat((apart_LL, (place_L + 1).unsqueeze(0)))
-        drift = self.drifts.exp()[:, None, None] * torch.exp(-both / self.spans.exp()[:, None, None])
-        covariance = self.level.exp() + drift.sum(0)
+        drift = _times(self.drifts, DRIFTS)[:, None, None] * torch.exp(-both / _times(self.spans, SPANS)[:, None, None])
+        covariance = _times(self.level, LEVEL) + drift.sum(0)
         return covariance[:-1], covariance[-1]
+
+
+def _times(parameter: Tensor, first: float | tuple[float, ...]) -> Tensor:
+    """What a parameter stands for: 0 for what it was at first, more or less for a multiple of it."""
+    return parameter.new_tensor(first) * torch.exp((PACE * parameter).clamp(-BOUND, BOUND))

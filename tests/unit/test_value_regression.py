@@ -9,9 +9,14 @@ from models.histories import Histories, HistoryTensors, ValueScale
 from models.learner import Learner
 from models.memory import EventBatch, Memory
 from models.spec import ModelSpec, TrainSpec
-from models.value_regression import ValueRegression
+from models.value_regression import DRIFTS, LEVEL, PACE, SLOPE, SPANS, TASTE, TOGETHER, ValueRegression
 
 D, E, K, PLACES = 3, 2, 4, 6
+
+
+def times(parameter: torch.Tensor, first: float | tuple[float, ...]) -> torch.Tensor:
+    """What a learned variance or span stands for."""
+    return torch.tensor(first) * (PACE * parameter.detach()).exp()
 
 
 def history(values: list[float]) -> HistoryTensors:
@@ -59,13 +64,15 @@ def test_scores_are_those_of_a_regression_with_a_weight_for_each_thing_that_is_u
     place = torch.arange(-1.0, PLACES).double()  # the next event comes before the newest
     drifts = [
         a * torch.exp(-(place[:, None] - place).abs() / span)
-        for a, span in zip(regression.drifts.exp().double(), regression.spans.exp().double(), strict=True)
+        for a, span in zip(
+            times(regression.drifts, DRIFTS).double(), times(regression.spans, SPANS).double(), strict=True
+        )
     ]
     variances = torch.block_diag(  # type: ignore[no-untyped-call]
-        regression.taste.exp() * torch.eye(D),
-        regression.together.exp() * torch.eye(K),
-        regression.slope.exp()[None, None],
-        regression.level.exp()[None, None],
+        times(regression.taste, TASTE) * torch.eye(D),
+        times(regression.together, TOGETHER) * torch.eye(K),
+        times(regression.slope, SLOPE)[None, None],
+        times(regression.level, LEVEL)[None, None],
     ).double()
     prior = torch.block_diag(variances, *drifts)  # type: ignore[no-untyped-call]
     drift_of = torch.eye(PLACES + 1).double().repeat(1, 2)
@@ -91,6 +98,24 @@ def test_newer_values_say_more_of_the_level_and_more_values_say_more() -> None:
     levels = [float(published(values, dot=False)[-1]) for values in ([5.0, 3.0], [3.0, 5.0], [5.0, 5.0], [3.0, 3.0])]
     newest, older, both, neither = levels
     assert neither < older < newest < both
+
+
+def test_how_much_tastes_vary_is_learned_and_here_they_do_not() -> None:
+    rng = np.random.default_rng(0)
+    levels = rng.normal(size=100)
+    spec = ModelSpec(dim=8, objective="rating")
+    memory = Memory(spec, {"default": 1.0})
+    learner = Learner(spec, TrainSpec(threads=1), memory, seed=0)
+    for phase in range(12):
+        n = 2_000
+        user, item = rng.integers(len(levels), size=n), rng.integers(40, size=n)
+        values = (3 + levels[user] + 0.3 * rng.normal(size=n)).astype(np.float32)
+        at = 1e9 + phase * n + np.arange(n, dtype=float)
+        batch = EventBatch([f"u{u}" for u in user], [f"i{i}" for i in item], ["rating"] * n, values, at)
+        learner.learn(np.asarray(memory.append(batch)), replay_ratio=0.0)
+    regression = learner.scorer.regression
+    assert regression is not None
+    assert float(times(regression.taste, TASTE)) < 0.75 * TASTE
 
 
 def test_tastes_are_learned_without_any_content() -> None:
