@@ -19,7 +19,8 @@ from service.errors import CorruptCheckpoint, HeadwaterError, OtherFormat
 
 FORMAT = 4
 """Version of everything in the state directory: files, their names and fields, and what a learner's state consists of.
-Since 2 it has co-occurrence, since 3 what was chosen of late; since 4 what ratings vary by counts from where it starts."""
+Since 2 it has co-occurrence, since 3 what was chosen of late; since 4 variances of ratings as
+multiples of what they start as."""
 
 _TAIL = b',\n  "digest": "%s"\n}\n'
 _TAIL_BYTES = len(_TAIL % b"") + 64
