@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from models.histories import Histories, HistoryTensors, ValueScale
@@ -84,6 +85,17 @@ def test_scores_are_those_of_a_regression_with_a_weight_for_each_thing_that_is_u
         now = torch.cat((e[item], w[item], expected[item : item + 1], torch.ones(1), drift_of[0]))
         score = float(published(values) @ items()[0, item])
         assert abs(score - float(3 + expected[item] + now @ found)) < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("far", [-10.0, 10.0])
+def test_variances_that_ran_away_leave_a_vector_that_is_finite(far: float) -> None:
+    regression = ValueRegression(D, dot=True, together=True)
+    for parameter in (regression.level, regression.drifts, regression.spans, regression.taste, regression.slope):
+        parameter.fill_(far)
+    regression.together.fill_(far)
+    users = regression(torch.zeros(1, D), torch.ones(1, E), items(), history([5.0, 1.0, 4.0]))
+    assert users.isfinite().all()
 
 
 def test_without_values_everybody_is_anyone() -> None:
