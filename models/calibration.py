@@ -7,7 +7,8 @@ phase to phase: each phase's softmax likelihood is maximised with that belief as
 Fisher scoring), and the belief fades by a half-life in events.
 
 Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity, likeness, co-occurrence,
-the fold-in on it, and 1 for an untouched item), S scales, C coefficients: the scales, then what untouched items get.
+the fold-in on it by windows of age, that on learned vectors, and 1 for an untouched item), S scales, C coefficients:
+the scales, then what untouched items get.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from models.histories import LENGTHS
+from models.past import WINDOWS
 from models.scorer import POPULARITY_SCALE, SCALES, Untouched
 
 HALF_LIFE = 5_000.0
@@ -36,9 +38,12 @@ BOUNDS = torch.tensor(
     [[FLOOR, CEILING]] * SCALES + [[-MOST_UNTOUCHED, MOST_UNTOUCHED], [-0.98, 2.0], [-0.98, 9.0]], dtype=torch.float64
 )
 """Of each coefficient, lowest and highest."""
-TWOFOLD = [0, 3]
-"""Terms that have other scales for untouched items: the personal one and the likeness."""
-NEWTON_STEPS = 3
+TWOFOLD = ([0, *range(5 + WINDOWS, 5 + 2 * WINDOWS)], [3])
+"""Terms that have other scales for untouched items: those of learned vectors have one, and the likeness another."""
+NEWTON_STEPS = 10
+"""At most …"""
+ENOUGH = 0.1
+"""… for a step that moves no coefficient by more is the last."""
 
 
 @dataclass
@@ -93,7 +98,9 @@ class Calibration:
                 weight * covariance_BCC, accumulate=True,
             )  # fmt: skip
             step = torch.linalg.solve(prior + hessian, gradient - prior @ (theta - mean))
-            theta = (theta + step.clamp(-0.5, 0.5)).clamp(*BOUNDS.T)
+            before, theta = theta, (theta + step.clamp(-1, 1)).clamp(*BOUNDS.T)
+            if float((theta - before).abs().max()) < ENOUGH:
+                break
         if bool(theta.isfinite().all()):
             self.mean = theta
             self.evidence = self.evidence + hessian
@@ -112,7 +119,8 @@ def _score(terms_BTN: Tensor, theta_BC: Tensor) -> tuple[Tensor, Tensor]:
     """What each coefficient of an example changes in the scores, (B, C, N), and the scores, (B, N)."""
     terms = terms_BTN.shape[1]
     untouched_B1N = terms_BTN[:, -1:]
-    more_B2N = terms_BTN[:, TWOFOLD] * theta_BC[:, TWOFOLD, None] * untouched_B1N
-    slopes_BCN = torch.cat((terms_BTN, more_B2N), dim=1)
-    slopes_BCN[:, TWOFOLD] *= 1 + theta_BC[:, terms:, None] * untouched_B1N
+    more = [(theta_BC[:, None, group] @ terms_BTN[:, group]) * untouched_B1N for group in TWOFOLD]
+    slopes_BCN = torch.cat((terms_BTN, *more), dim=1)
+    for number, group in enumerate(TWOFOLD):
+        slopes_BCN[:, group] *= 1 + theta_BC[:, terms + number, None, None] * untouched_B1N
     return slopes_BCN, (theta_BC[:, None, :terms] @ slopes_BCN[:, :terms]).squeeze(1)

@@ -75,12 +75,14 @@ class Cooccurrence:
     @torch.no_grad()
     def take(self, log: LogView, positions: Ints, generator: torch.Generator) -> None:
         """Count these events (ascending), each with what its user had chosen before it."""
-        if not self.values.shape[1] or not len(positions):
+        if not len(positions):
             return
         choices = _Choices.of(log, positions, self.values.device)
         kept_N = self.counts * 0.5 ** (len(positions) / HALF_LIFE)
         once_B = torch.ones_like(choices.item_B, dtype=torch.float64)
         self.recent = (self.recent * 0.5 ** (len(positions) / SHARE_HALF_LIFE)).index_add(0, choices.item_B, once_B)
+        if not self.values.shape[1]:
+            return
         counts_N = kept_N.index_add(0, choices.item_B, once_B)
         counts_N[counts_N < FORGOTTEN] = 0
         alive_A = torch.nonzero(counts_N).squeeze(1)

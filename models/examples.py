@@ -58,7 +58,7 @@ class Examples:
             weight_B=log.weight[position_B],
             value_B=log.value[position_B],
             time_B=time_B,
-            histories=Histories.from_log(log, log.before[position_B], length, until_B=time_B),
+            histories=Histories.from_log(log, log.before[position_B], length, until_B=time_B, now_B=position_B),
             cold_B=(first_B < 0) | (first_B >= position_B),
             fresh=len(fresh_B),
         )

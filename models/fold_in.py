@@ -8,9 +8,10 @@ were to be expected. Fitted to both, a user's vector is the ridge regression
 where w_i are the vectors of co-occurrence, n is how many the user chose and f_i the item's share of all choices: one
 Newton step, from no taste at all, towards the likeliest taste of someone who meets items as a Poisson process and takes
 none twice. With p constant it is the fold-in of implicit matrix factorisation (Hu, Koren & Volinsky, "Collaborative
-filtering for implicit feedback datasets", 2008). It needs what depends on n alone, and the sum of what was chosen.
+filtering for implicit feedback datasets", 2008). It needs what depends on n alone, and the sum of what was chosen;
+so it falls into parts, one for each part of the choices, each less its share of what was to be expected.
 
-Shape suffixes: N items, B users, K size of a vector, G lengths of a history.
+Shape suffixes: N items, B users, W parts of their choices, K size of a vector, G lengths of a history.
 """
 
 from __future__ import annotations
@@ -46,12 +47,17 @@ class FoldIn:
         gram_GKK = torch.stack([(p_N.unsqueeze(1) * w_NK).T @ w_NK for p_N in p_GN]).double()
         self._map_GKK = torch.linalg.inv(gram_GKK + (ridge + 1e-9) * eye_KK).float()
 
-    def __call__(self, mean_BK: Tensor, counts_B: NDArray[np.int64]) -> Tensor:
-        """θ (B, K) of users from the mean of what they chose and how much that was; zeros for who chose nothing."""
-        n_B = torch.from_numpy(counts_B).to(mean_BK)
+    def __call__(self, mean_BWK: Tensor, counts_BW: NDArray[np.int64]) -> Tensor:
+        """The parts of θ (B, W, K) of users, from those of the mean of what they chose and how much each part was.
+
+        The parts add up to the mean of all, and to θ; zeros for who chose nothing.
+        """
+        n_BW = torch.from_numpy(counts_BW).to(mean_BWK)
+        n_B = n_BW.sum(1)
         nearest_B = torch.log2(n_B.clamp(1, PAST)).round().long()
-        beyond_BK = (mean_BK - self._expected_GK[nearest_B]) * n_B.unsqueeze(1)
-        theta_BK = torch.empty_like(beyond_BK)
+        expected_B1K = self._expected_GK[nearest_B].unsqueeze(1)
+        beyond_BWK = mean_BWK * n_B[:, None, None] - expected_B1K * n_BW.unsqueeze(2)
+        theta_BWK = torch.empty_like(beyond_BWK)
         for length in torch.unique(nearest_B).tolist():
-            theta_BK[nearest_B == length] = beyond_BK[nearest_B == length] @ self._map_GKK[length]
-        return theta_BK
+            theta_BWK[nearest_B == length] = beyond_BWK[nearest_B == length] @ self._map_GKK[length]
+        return theta_BWK

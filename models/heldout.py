@@ -91,7 +91,9 @@ class HeldOut:
     def _users(self, snapshot: Snapshot) -> Iterator[tuple[Ints, NDArray[np.float32]]]:
         log = snapshot.log
         for at in _chunks(self.positions):
-            histories = Histories.from_log(log, log.before[at], snapshot.spec.events_read, until_B=log.time[at])
+            histories = Histories.from_log(
+                log, log.before[at], snapshot.spec.events_read, until_B=log.time[at], now_B=at
+            )
             yield at, snapshot.user_matrix(histories, log.user[at].astype(np.int64))
 
     def _of_scores(self, snapshot: Snapshot, at_B: Ints, scores_BN: NDArray[np.float32]) -> Floats:

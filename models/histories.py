@@ -41,12 +41,21 @@ class Histories:
     """Item rows of the last `PAST` events, -1 as in `item_BL`; the first are those of `item_BL`."""
     weight_BP: NDArray[np.float32]
     """What was done with them weighs so much; NaN where there is no event."""
+    age_BP: Ints
+    """How many events, of anybody, there were from then on."""
 
     @classmethod
     def from_log(
-        cls, log: LogView, start_B: Ints, length: int, *, until_B: NDArray[np.float64] | None = None
+        cls,
+        log: LogView,
+        start_B: Ints,
+        length: int,
+        *,
+        until_B: NDArray[np.float64] | None = None,
+        now_B: Ints | None = None,
     ) -> Histories:
-        """Histories that end with the events at positions `start_B` (-1: nobody's).
+        """Histories that end with the events at positions `start_B` (-1: nobody's), seen from the positions `now_B`,
+        the end of the log unless they are given.
 
         Events of `until_B` or later (they arrived late, after what came before them) are left out.
         """
@@ -59,6 +68,7 @@ class Histories:
         position_BL, there_BL = position_BP[:, :length], there_BP[:, :length]
         position_BP, there_BP = position_BP[:, :PAST], there_BP[:, :PAST]
         some_B = start_B >= 0
+        now_B1 = np.int64(len(log)) if now_B is None else now_B[:, None]
         return cls(
             item_BL=np.where(there_BL, log.item[position_BL], -1).astype(np.int64),
             action_BL=np.where(there_BL, log.action[position_BL], 0).astype(np.int64),
@@ -69,6 +79,7 @@ class Histories:
             value_sum_B=np.where(some_B, log.value_sum[start_B], 0) * VALUE_UNIT,
             past_BP=np.where(there_BP, log.item[position_BP], -1).astype(np.int64),
             weight_BP=np.where(there_BP, log.weight[position_BP], np.nan).astype(np.float32),
+            age_BP=now_B1 - position_BP,
         )
 
     @classmethod
@@ -85,10 +96,11 @@ class Histories:
             value_sum_B=np.zeros(users),
             past_BP=np.full((users, PAST), -1, np.int64),
             weight_BP=np.full((users, PAST), np.nan, np.float32),
+            age_BP=np.zeros((users, PAST), np.int64),
         )
 
-    def followed_by(self, older: Histories) -> Histories:
-        """These histories with older ones of the same users behind them, as long as before."""
+    def followed_by(self, older: Histories, since_B: Ints) -> Histories:
+        """These histories with older ones of the same users behind them, `since_B` events ago, as long as before."""
         # by time and weight and not by item: the place of a forgotten item is taken
         order_BL = _order(self.time_BL, older.time_BL)
         order_BP = _order(self.weight_BP, older.weight_BP)
@@ -102,6 +114,7 @@ class Histories:
             value_sum_B=self.value_sum_B + older.value_sum_B,
             past_BP=_behind(self.past_BP, older.past_BP, order_BP),
             weight_BP=_behind(self.weight_BP, older.weight_BP, order_BP),
+            age_BP=_behind(self.age_BP, older.age_BP + since_B[:, None], order_BP),
         )
 
     def rows(self, index_N: NDArray[Any]) -> Histories:
@@ -117,8 +130,8 @@ class Histories:
         return Past.of(self.past_BP[:, : likeness.EVENTS], self.weight_BP[:, : likeness.EVENTS], likeness.HALF_LIFE)
 
     def chosen(self) -> Past:
-        """All that the users chose, as far as it is known, each choice like any other."""
-        return Past.of(self.past_BP, np.sign(self.weight_BP), np.inf)
+        """All that the users chose, as far as it is known, each choice like any other, in windows of age."""
+        return Past.of(self.past_BP, np.sign(self.weight_BP), np.inf, self.age_BP)
 
     def tensors(self, scale: ValueScale, device: torch.device | str = "cpu") -> HistoryTensors:
         """The same as tensors, values standardised and times turned into gaps."""

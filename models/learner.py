@@ -216,6 +216,10 @@ class Learner:
 
     # -- what the examples are scored with
 
+    def admitted(self) -> torch.Tensor:
+        """Whether each item (N,) was touched, so that it has something of its own."""
+        return torch.from_numpy(self.popularity.first >= 0).to(self.device)
+
     def _grow(self) -> None:
         items = len(self.memory.items)
         new = items - len(self.residual)

@@ -110,7 +110,7 @@ class Objective:
         """
         learner = self.learner
         index = slice(None) if rows is None else rows
-        admitted = torch.from_numpy(learner.popularity.first >= 0).to(learner.device)[index]
+        admitted = learner.admitted()[index]
         shown_R = admitted
         if contents_RD is None:
             contents_RD = learner.contents[index]
@@ -162,8 +162,7 @@ class Objective:
         Contents are the table's, in calibration too, where all others are of the averages: that measures the same.
         """
         learner = self.learner
-        admitted_N1 = torch.from_numpy(learner.popularity.first >= 0).to(learner.device).unsqueeze(1)
-        own_ND = torch.add(learner.residual.values, learner.context.values).mul_(admitted_N1)
+        own_ND = torch.add(learner.residual.values, learner.context.values).mul_(learner.admitted().unsqueeze(1))
         return examples.histories.past().mean(own_ND.add_(learner.contents))
 
     def working_set(self, examples: Examples, extra: Tensor | None = None) -> tuple[Tensor, Tensor, HistoryTensors]:

@@ -127,7 +127,7 @@ class Overlay:
         self._flush()
         local, base = self._find_users(ids)
         tails = self._log.view(shared_tail=True).tails(local)
-        return self._user_matrix(tails, local, base)
+        return self.vectors_of(self._histories(tails, base), local)
 
     def vectors_before(self, batch: EventBatch) -> Vectors:
         """Observe these interactions; returns each one's user vector (B, V) as it was just before, its basket left
@@ -137,7 +137,8 @@ class Overlay:
         local, base = self._find_users(batch.users)
         log = self._log.view(shared_tail=True)
         before = log.before[positions.start : positions.stop]
-        published = self._user_matrix(before, local, base, until_B=batch.times)
+        now_B = np.arange(positions.start, positions.stop)
+        published = self.vectors_of(self._histories(before, base, batch.times, now_B), local)
         self._count(positions)
         self._touched_items += batch.items
         self._touched_users += batch.users
@@ -359,15 +360,6 @@ class Overlay:
         age_s = now - np.array([self._when_announced(row) for row in rows.tolist()])
         self._patches.set_features(rows, self._own_popularity().features(rows, age_s, as_of_touch=True))
 
-    def _user_matrix(
-        self, tails: Ints, local: Ints, base: Ints, *, until_B: NDArray[np.float64] | None = None
-    ) -> Vectors:
-        """Published vectors of users whose newest own event is at `tails`, -1 where the snapshot has it all.
-
-        With `until_B` events of that time or later are left out of their histories.
-        """
-        return self.vectors_of(self._histories(tails, base, until_B), local)
-
     def vectors_of(self, histories: Histories, local: Ints) -> Vectors:
         """Published vectors (B, V) of users with these histories and the features in these rows, -1 for none."""
         snapshot = self.snapshot
@@ -379,17 +371,23 @@ class Overlay:
             histories, local,
             vectors_BLD=self._patches.read(rows),
             past_BD=past.mean_of(torch.from_numpy(self._patches.read(past.row_E))),
-            alike_BK=snapshot.alike_users(histories, self._patches.alike),
+            readings=snapshot.readings(histories, self._patches.alike, self._patches.personal),
             features_BLK=self._patches.features(rows),
             items_BLV=None if snapshot.scorer.regression is None else self._patches.published(rows),
             profiles=self._profiles,
         )  # fmt: skip
 
-    def _histories(self, tails: Ints, base: Ints, until_B: NDArray[np.float64] | None = None) -> Histories:
-        """Histories of what came since, then of what the snapshot knows, of earlier times than `until_B`."""
+    def _histories(
+        self, tails: Ints, base: Ints, until_B: NDArray[np.float64] | None = None, now_B: Ints | None = None
+    ) -> Histories:
+        """Histories of what came since, up to the positions `tails`, -1 for nothing; then of what the snapshot knows.
+
+        Of earlier times than `until_B`, seen from the positions `now_B` or else from now.
+        """
         length = self.snapshot.spec.events_read
-        newer = Histories.from_log(self._log.view(shared_tail=True), tails, length, until_B=until_B)
-        histories = newer.followed_by(self.snapshot.histories(base, until_B))
+        now_B = np.full(len(tails), len(self._log)) if now_B is None else now_B
+        newer = Histories.from_log(self._log.view(shared_tail=True), tails, length, until_B=until_B, now_B=now_B)
+        histories = newer.followed_by(self.snapshot.histories(base, until_B), now_B)
         if self._gone_items:
             gone = np.isin(histories.item_BL, list(self._gone_items))
             histories.item_BL = np.where(gone, -1, histories.item_BL)

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import catalogue, cooccurrence, fold_in, likeness, losses
+from models import catalogue, losses
 from models.event_log import LogView
 from models.examples import Examples
+from models.fold_in import FoldIn
 from models.full_softmax import FullSoftmax
 from models.objective import Ints, Objective, Step
 from models.popularity import NEVER_SEEN
+from models.readings import Lookup, Readings
 from models.sampling import uniform_negatives
 
 CALIBRATED = 192
@@ -174,21 +176,22 @@ class Ranking(Objective):
             self.learner.advance(log, int(examples.position_B[start]), values=False)
             yield slice(start, stop)
 
-    def _alike(self, *parts: Ints) -> list[Tensor]:
-        """Likeness and co-occurrence (R, K) of each of these parts' rows."""
+    def _likeness(self, *parts: Ints) -> Lookup:
+        """What was announced with any of these rows."""
         learner = self.learner
-        rows, places = np.unique(np.concatenate(parts), return_inverse=True)
-        likeness_RK = catalogue.likeness(learner.scorer, learner.memory.item_features, rows, learner.device)
-        rows_R = torch.from_numpy(rows).to(learner.device)
-        alike_RK = torch.cat((likeness_RK, learner.cooccurrence.values[rows_R]), dim=1)
-        lengths = [len(part) for part in parts]
-        return list(torch.split(alike_RK[torch.from_numpy(places).to(learner.device)], lengths))
+        known_R = np.unique(np.concatenate(parts))
+        likeness_RK = catalogue.likeness(learner.scorer, learner.memory.item_features, known_R, learner.device)
+        return lambda rows: likeness_RK[torch.from_numpy(np.searchsorted(known_R, rows)).to(learner.device)]
+
+    def _at(self, table_NK: Tensor) -> Lookup:
+        return lambda rows: table_NK[torch.from_numpy(rows).to(table_NK.device)]
 
     def _terms(self, log: LogView, examples: Examples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Unscaled terms of the scores, targets, allowed candidates and length buckets, over some of the items and,
         first, the target."""
         learner = self.learner
         scorer, d, split = learner.scorer, learner.spec.dim, (learner.spec.likeness_dim,)
+        together = self._at(learner.cooccurrence.values)
         lead = self._calibration_items()
         # one column a target of its own, so that the sample stays uniform
         rows, target_B, history = self.working_set(examples)
@@ -196,11 +199,16 @@ class Ranking(Objective):
         own_B = target_B + n
         # the table's contents are those of the weights that learn, and not of the averages that are in place
         contents = catalogue.encode(scorer, learner.memory.item_features, both.cpu().numpy(), learner.device)
-        liked, chosen = examples.histories.liked(), examples.histories.chosen()
-        alike_NK, alike_BK, liked_EK = self._alike(lead.cpu().numpy(), examples.item_B, liked.row_E)
-        like_BK, together_BK = liked.mean_of(liked_EK).tensor_split(split, dim=1)
-        chosen_BK = chosen.mean(learner.cooccurrence.values)
-        beyond_BK = learner.cooccurrence.fold_in()(chosen_BK, chosen.counts_B)
+        like = self._likeness(lead.cpu().numpy(), examples.item_B, examples.histories.liked().row_E)
+        alike_NK, alike_BK = (
+            torch.cat((like(one), together(one)), dim=1) for one in (lead.cpu().numpy(), examples.item_B)
+        )
+        # as in all of the past that the tower reads, contents are the table's
+        learned_ND = torch.addcmul(learner.contents, learner.admitted().unsqueeze(1), learner.residual.values)
+        readings = Readings.of(
+            examples.histories, like, together, self._at(learned_ND),
+            folded=learner.cooccurrence.fold_in(), taste=FoldIn(learned_ND, learner.cooccurrence.recent),
+        )  # fmt: skip
 
         moments = []
         for part in self._moments(log, examples):
@@ -217,10 +225,15 @@ class Ranking(Objective):
             bias = torch.einsum(pattern, u[:, d : d + 1], v[:, d : d + 1])
             popularity = torch.einsum(pattern, u[:, d + 1 :], v[:, d + 1 :])
             outline, chosen_by = alike.tensor_split(split, dim=1)
-            like = likeness.WEIGHT * torch.einsum(pattern, like_BK[part], outline)
-            together = cooccurrence.WEIGHT * torch.einsum(pattern, together_BK[part], chosen_by)
-            beyond = fold_in.WEIGHT * torch.einsum(pattern, beyond_BK[part], chosen_by)
-            parts = (personal, bias, popularity, like, together, beyond, untouched.expand_as(personal))
+            like = torch.einsum(pattern, readings.like_BK[part], outline)
+            together = torch.einsum(pattern, readings.together_BK[part], chosen_by)
+            assert readings.taste_BWD is not None
+            by_window = [
+                torch.einsum(pattern, reading_BK[part], beside)
+                for reading_BWK, beside in ((readings.folded_BWK, chosen_by), (readings.taste_BWD, v[:, :d]))
+                for reading_BK in reading_BWK.unbind(1)
+            ]
+            parts = (personal, bias, popularity, like, together, *by_window, untouched.expand_as(personal))
             return torch.stack(parts, dim=1)
 
         found = []

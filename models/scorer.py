@@ -1,16 +1,16 @@
 """The scorer: how an item and a user become the two vectors whose dot product is the score.
 
-    score(u, i) = s_len · ⟨u, e_i⟩ + s_bias · b_i + s_pop · (⟨q_u, P_i⟩ + a_i) + s_like · ⟨r_u, r_i⟩
-                + ⟨s_co · w_u + s_fold · θ_u, w_i⟩
+    score(u, i) = ⟨s_len · u + Σ_k s_taste,k · τ_uk, e_i⟩ + s_bias · b_i + s_pop · (⟨q_u, P_i⟩ + a_i)
+                + s_like · ⟨r_u, r_i⟩ + ⟨s_co · w_u + Σ_k s_fold,k · θ_uk, w_i⟩
 
 e_i is the item's content plus its own residual, b_i its bias; u reads e_h plus a context vector of each item h of the
 history; P_i and a_i come from how popular and how old the item is, and q_u from how popular and old the user's recent
 items were; r_i is what was announced with the item (`models.likeness`), w_i who chose it (`models.cooccurrence`), and
-r_u and w_u the means of those of the user's items, and θ_u what all of the user's choices say (`models.fold_in`).
-The s are calibration: fitted on events before the weights learn from them, and so is what an item that
-nobody has touched is given on top of its a_i. Published, an item is [e | b, a, P (, r) (, w) (, 1)] and a user
-[s_len u | s_bias, s_pop, s_pop q (, s_like r) (, s_co w + s_fold θ) (, base)]. For ratings, the user's vector is what
-`models.value_regression` makes of this one (with no scales) and of the values that the user gave.
+r_u and w_u the means of those of the user's items, and θ_uk and τ_uk what the user's choices of the k-th window of age
+say by w and by e (`models.readings`). The s are calibration: fitted on events before the weights learn from them, and
+so is what an item that nobody has touched is given on top of its a_i. Published, an item is [e | b, a, P (, r) (, w) (,
+1)] and a user [s_len u + Σ s_taste τ | s_bias, s_pop, s_pop q (, s_like r) (, s_co w + Σ s_fold θ) (, base)]. For
+ratings it is what `models.value_regression` makes of this one (with no scales) and of the values that the user gave.
 
 Shape suffixes: B users or examples, N items, L places of a history, D vector size, E extras, K popularity features.
 """
@@ -24,13 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models import cooccurrence, fold_in, likeness
 from models.dropout import Noise
 from models.encoders import FrameEncoder, InputNorm, VectorEncoder
 from models.fusion import FUSIONS
 from models.histories import LENGTHS, HistoryTensors
 from models.likeness import direction, outlines
+from models.past import WINDOWS
 from models.popularity import FEATURES, HALF_LIVES, NEVER_SEEN
+from models.readings import Readings
 from models.spec import ModelSpec
 from models.user_tower import UserTower
 from models.value_regression import ValueRegression
@@ -41,9 +42,11 @@ SLOW = HALF_LIVES.index(3_000.0)
 """From this half-life on, the mean of an item's log counts is what a_i starts as."""
 HEAD_WIDTH = 64
 """Width of the `mlp` head's inner layer."""
-BIAS_SCALE, POPULARITY_SCALE, LIKENESS_SCALE, COOCCURRENCE_SCALE, FOLD_IN_SCALE = range(LENGTHS, LENGTHS + 5)
-"""Where calibration has the scale of each term; those of the personal one, by length of history, come first."""
-SCALES = LENGTHS + 5
+BIAS_SCALE, POPULARITY_SCALE, LIKENESS_SCALE, COOCCURRENCE_SCALE = range(LENGTHS, LENGTHS + 4)
+FOLD_IN_SCALES = slice(LENGTHS + 4, LENGTHS + 4 + WINDOWS)
+TASTE_SCALES = slice(FOLD_IN_SCALES.stop, FOLD_IN_SCALES.stop + WINDOWS)
+"""Where calibration has the scales of each term; those of the personal one, by length of history, come first."""
+SCALES = TASTE_SCALES.stop
 
 Features = Mapping[str, tuple[Tensor, Tensor]]
 """Modality → vectors (B, D) or (B, F, D), and how many vectors each row has (B,), 0 where it is missing."""
@@ -201,14 +204,13 @@ class Scorer(nn.Module):
         *,
         profiles: Features | None = None,
         items_BLV: Tensor | None = None,
-        alike_BK: Tensor | None = None,
+        readings: Readings | None = None,
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Published vectors of users, (B, D + E), from the vectors and popularity features of their histories'
         items, and the decayed mean of the vectors of all that they chose. `items_BLV`: the published vectors of the
-        histories' items, which only ratings need; `alike_BK`: the mean likeness and co-occurrence of what they chose
-        last, then what they chose beyond the expected."""
+        histories' items, which only ratings need."""
         features = self._profile(profiles) if profiles else None
         read = self.spec.history
         recent = inputs.newest(read)
@@ -223,12 +225,12 @@ class Scorer(nn.Module):
         # the mlp head's network sees u itself; its output is scaled by nothing
         direct = u_BD if self.spec.head == "mlp" else personal_B1 * u_BD
         rest = [bias * ones, popularity * ones, popularity * q_BP]
-        if alike_BK is not None:
-            columns = (self.spec.likeness_dim, self.spec.alike_dim)
-            like_BK, together_BK, beyond_BK = alike_BK.tensor_split(columns, dim=1)
-            rest.append(likeness.WEIGHT * scales[LIKENESS_SCALE] * like_BK)
-            together = cooccurrence.WEIGHT * scales[COOCCURRENCE_SCALE], fold_in.WEIGHT * scales[FOLD_IN_SCALE]
-            rest.append(together[0] * together_BK + together[1] * beyond_BK)
+        if readings is not None:
+            rest.append(scales[LIKENESS_SCALE] * readings.like_BK)
+            folded_BK = torch.einsum("w,bwk->bk", scales[FOLD_IN_SCALES], readings.folded_BWK)
+            rest.append(scales[COOCCURRENCE_SCALE] * readings.together_BK + folded_BK)
+            if readings.taste_BWD is not None:
+                direct = direct + torch.einsum("w,bwd->bd", scales[TASTE_SCALES], readings.taste_BWD)
         if self.regression is None:
             return torch.cat((direct, *rest), dim=1)
         if items_BLV is None:

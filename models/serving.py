@@ -21,6 +21,7 @@ from models.fold_in import FoldIn
 from models.histories import Histories, ValueScale
 from models.learner import popularity_from
 from models.memory import Memory
+from models.readings import Readings
 from models.scorer import AS_OTHERS, Scorer, extras, neutral_scales
 from models.spec import ModelSpec
 
@@ -95,8 +96,8 @@ class Snapshot:
         """Fused contents of all item rows, and what was announced with them (K may be 0)."""
         self.alike_NK = self._alike(state)
         """What was announced with items, and which ones the same users chose."""
-        self._fold_in = self._reading(state["cooccurrence"], like)
         self._build_items(state, len(self.log) if upto is None else upto)
+        self._build_readings(state["cooccurrence"], like)
         self.default_user: Vectors = self.user_matrix(Histories.empty(1, spec.events_read), np.array([-1]))[0]
         """The vector of anyone unknown."""
 
@@ -118,12 +119,18 @@ class Snapshot:
         together_NK[: len(known)] = known
         return np.concatenate((self.likeness_NK, together_NK), axis=1)
 
-    def _reading(self, stored: dict[str, torch.Tensor], like: Snapshot | None) -> FoldIn:
-        """Of the stored co-occurrence; that of `like` where nothing was counted since."""
+    def _build_readings(self, stored: dict[str, torch.Tensor], like: Snapshot | None) -> None:
+        """Fold-ins on the stored co-occurrence, from `like` where nothing was counted since, and on learned vectors."""
+        self._folded: FoldIn | None = None
+        self._taste: FoldIn | None = None
         self._together = stored["values"], stored["recent"]
-        if like is not None and all(map(torch.equal, self._together, like._together)):
-            return like._fold_in
-        return FoldIn(*self._together)
+        if self.spec.objective == "rating":
+            return
+        same = like is not None and all(map(torch.equal, self._together, like._together))
+        self._folded = like._folded if like is not None and same else FoldIn(*self._together)
+        if self.spec.head == "dot":
+            known = stored["recent"][: self.n_items]
+            self._taste = FoldIn(torch.from_numpy(self.personal_ND[: len(known)]), known)
 
     def _in_chunks(
         self,
@@ -205,7 +212,7 @@ class Snapshot:
         items_BLV: Vectors | None = None,
         profiles: FeatureTable | None = None,
         past_BD: torch.Tensor | None = None,
-        alike_BK: torch.Tensor | None = None,
+        readings: Readings | None = None,
     ) -> Vectors:
         """Published vectors (B, V) of users with these histories; the rest is as in this snapshot unless it is
         given."""
@@ -225,26 +232,32 @@ class Snapshot:
             items_BLV = self.vectors_NV[rows] if self.n_items else np.zeros((*rows.shape, self.dim), np.float32)
         if past_BD is None:
             past_BD = histories.past().mean(self._read_ND)
-        if alike_BK is None:
-            alike_BK = self.alike_users(histories, self.alike_NK.__getitem__)
+        if readings is None:
+            readings = self.readings(histories, self.alike_NK.__getitem__, self.personal_ND.__getitem__)
         table = self.user_features if profiles is None else profiles
         published = self.scorer.users(
             torch.from_numpy(vectors_BLD), torch.from_numpy(features_BLK), past_BD, inputs, self.scales,
             profiles=catalogue.gather(table, users, "cpu") if self.spec.user_features else None,
             items_BLV=None if items_BLV is None else torch.from_numpy(items_BLV),
-            alike_BK=alike_BK,
+            readings=readings,
         )  # fmt: skip
         return np.asarray(published.numpy())
 
-    def alike_users(self, histories: Histories, alike: Callable[[Ints], Vectors]) -> torch.Tensor | None:
-        """What tells users (B, K) which items are like theirs, from what tells it of item rows, `alike`; for ratings
-        it follows from the values that they gave."""
-        if self.scorer.regression is not None:
+    def readings(
+        self, histories: Histories, alike: Callable[[Ints], Vectors], personal: Callable[[Ints], Vectors]
+    ) -> Readings | None:
+        """What these histories say by likeness and co-occurrence, `alike`, and the `personal` parts of item rows; for
+        ratings it follows from the values that users gave."""
+        if self._folded is None:
             return None
-        liked, chosen = histories.liked(), histories.chosen()
-        liked_BK = liked.mean_of(torch.from_numpy(alike(liked.row_E)))
-        chosen_BK = chosen.mean_of(torch.from_numpy(alike(chosen.row_E)[:, self.spec.likeness_dim :]))
-        return torch.cat((liked_BK, self._fold_in(chosen_BK, chosen.counts_B)), dim=1)
+        split = self.spec.likeness_dim
+        return Readings.of(
+            histories,
+            lambda rows: torch.from_numpy(alike(rows)[:, :split]),
+            lambda rows: torch.from_numpy(alike(rows)[:, split:]),
+            lambda rows: torch.from_numpy(personal(rows)),
+            folded=self._folded, taste=self._taste,
+        )  # fmt: skip
 
     def histories(self, users: Ints, until_B: NDArray[np.float64] | None = None) -> Histories:
         """The histories of these user rows, -1 for nobody, up to now or to some times."""

@@ -17,7 +17,7 @@ import msgspec
 from service.durable import replace_file
 from service.errors import CorruptCheckpoint, HeadwaterError, OtherFormat
 
-FORMAT = 4
+FORMAT = 5
 """Version of everything in the state directory: files, their names and fields, and what a learner's state consists of.
 Since 2 it has co-occurrence, since 3 what was chosen of late; since 4 variances of ratings as
 multiples of what they start as."""

@@ -175,7 +175,7 @@ def _history_of_today() -> None:
         today = Histories.from_log(log, start_B, length, until_B=until_B)
         # whose target is in all of the past that is known is no example: that much is left as it was
         then = examples.histories
-        examples.histories = replace(today, past_BP=then.past_BP, weight_BP=then.weight_BP)
+        examples.histories = replace(today, past_BP=then.past_BP, weight_BP=then.weight_BP, age_BP=then.age_BP)
         return examples
 
     Examples.build = classmethod(building)  # type: ignore[assignment, method-assign, arg-type]

@@ -15,8 +15,8 @@ Floats = NDArray[np.float64]
 def folded(values: Floats, counts: Floats, chosen: list[list[int]]) -> Floats:
     mean = np.stack([values[items].mean(0) if items else np.zeros(values.shape[1]) for items in chosen])
     reading = FoldIn(torch.from_numpy(values).float(), torch.from_numpy(counts))
-    found = reading(torch.from_numpy(mean).float(), np.array([len(items) for items in chosen]))
-    return found.double().numpy()
+    found = reading(torch.from_numpy(mean).float().unsqueeze(1), np.array([[len(items)] for items in chosen]))
+    return found[:, 0].double().numpy()
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 8, 16])
@@ -30,6 +30,18 @@ def test_it_is_the_ridge_regression_of_what_was_and_was_not_chosen(n: int) -> No
     normal = (values * p[:, None]).T @ values + ridge * np.eye(5)
     expected = np.linalg.solve(normal, values[items].sum(0) - p @ values)
     np.testing.assert_allclose(folded(values, counts, [items])[0], expected, atol=1e-5)
+
+
+def test_parts_of_the_choices_add_up_to_all_of_them() -> None:
+    rng = np.random.default_rng(2)
+    values, counts = torch.from_numpy(rng.normal(size=(30, 4))).float(), torch.ones(30)
+    reading = FoldIn(values, counts)
+    mean_BWK = torch.stack((values[:5].sum(0), values[5:12].sum(0))).unsqueeze(0) / 12
+    parts = reading(mean_BWK, np.array([[5, 7]]))
+    torch.testing.assert_close(parts.sum(1), reading(mean_BWK.sum(1, keepdim=True), np.array([[12]]))[:, 0])
+    # one part says what its choices say beyond as many of anybody's, and nothing of the others
+    none = reading(mean_BWK * torch.tensor([1.0, 0.0]).view(1, 2, 1), np.array([[5, 7]]))
+    torch.testing.assert_close(none[:, 0], parts[:, 0])
 
 
 def test_who_chose_nothing_has_no_taste_nor_does_anyone_before_there_are_items() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from models.learner import Learner
 from models.memory import EventBatch
 from models.overlay import Overlay
-from models.serving import Snapshot
+from models.past import WINDOWS
+from models.scorer import TASTE_SCALES
+from models.serving import Snapshot, Vectors
 from tests.unit.test_learner import TRAIN, spec_of, world
 from tests.unit.test_serving import trained
 
@@ -73,30 +78,56 @@ def test_only_what_was_touched_changes() -> None:
     assert ((after[:, d + 1 :] != before[:, d + 1 :]).any(1) == moved).all()
 
 
+@pytest.fixture
+def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of age that a few events fill."""
+    monkeypatch.setattr("models.past.WINDOW_ENDS", (4, 20, 60, 120))
+
+
+def told_apart(snapshot: Snapshot) -> Snapshot:
+    """The snapshot, in whose scores it matters which window of age a choice is in."""
+    snapshot.scales[TASTE_SCALES] = torch.arange(1.0, WINDOWS + 1)
+    return snapshot
+
+
+@pytest.mark.usefixtures("short_windows")
 def test_user_vectors_are_those_of_a_snapshot_that_contains_the_events() -> None:
     snapshot, learner = served()
-    overlay = Overlay(snapshot)
+    overlay = Overlay(told_apart(snapshot))
     overlay.observe(later())
     learner.memory.append(later())
-    contains = Snapshot.build(snapshot.spec, learner.state_dict(), learner.memory, version=2)
+    contains = told_apart(Snapshot.build(snapshot.spec, learner.state_dict(), learner.memory, version=2))
     d = snapshot.d
     users = overlay.touched_users()
     np.testing.assert_allclose(overlay.user_vectors(users)[:, :d], contains.user_vectors(users)[:, :d], atol=1e-5)
 
 
-def test_vectors_before_are_what_was_known_before_each_basket() -> None:
-    snapshot, _ = served()
-    events = later(20)
-    at_once = Overlay(snapshot).vectors_before(events)
-    step_by_step = Overlay(snapshot)
-    d = snapshot.d
+def vectors_before(snapshot: Snapshot, events: EventBatch) -> list[Vectors]:
+    """The users' personal parts of each event as served when everything of earlier times had been observed."""
+    overlay, found = Overlay(snapshot), []
     told = 0
     for at in range(len(events)):
         while events.times[told] < events.times[at]:
-            step_by_step.observe(events[told : told + 1])
+            overlay.observe(events[told : told + 1])
             told += 1
-        expected = step_by_step.user_vectors([events.users[at]])[0]
-        np.testing.assert_allclose(at_once[at, :d], expected[:d], atol=1e-5)
+        found.append(overlay.user_vectors([events.users[at]])[0, : snapshot.d])
+    return found
+
+
+def test_vectors_before_are_what_was_known_before_each_basket() -> None:
+    snapshot, _ = served()
+    events = later(20)
+    at_once = Overlay(snapshot).vectors_before(events)[:, : snapshot.d]
+    np.testing.assert_allclose(at_once, vectors_before(snapshot, events), atol=1e-5)
+
+
+@pytest.mark.usefixtures("short_windows")
+def test_vectors_before_have_histories_as_old_as_they_were() -> None:
+    snapshot, _ = served()
+    told_apart(snapshot)
+    events = replace(later(20), times=300 + np.arange(20.0))
+    at_once = Overlay(snapshot).vectors_before(events)[:, : snapshot.d]
+    np.testing.assert_allclose(at_once, vectors_before(snapshot, events), atol=1e-5)
 
 
 def test_new_item_is_ranked_by_content_at_once() -> None:

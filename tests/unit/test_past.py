@@ -8,7 +8,7 @@ import torch
 
 from models.event_log import EventLog
 from models.histories import Histories
-from models.past import HALF_LIFE, PAST, Past
+from models.past import HALF_LIFE, PAST, WINDOW_ENDS, WINDOWS, Past
 
 VECTORS = torch.arange(12.0).reshape(6, 2) ** 1.5
 
@@ -42,6 +42,38 @@ def test_gathered_vectors_give_the_same() -> None:
     assert not torch.allclose(mean[0], mean[1])
 
 
+def test_windows_of_age_add_up_to_the_whole() -> None:
+    rng = np.random.default_rng(1)
+    items, weights = rng.integers(-1, 6, (4, PAST)), rng.choice([-1.0, 1.0, 2.0], (4, PAST)).astype(np.float32)
+    ages = np.cumsum(rng.integers(1, 20, (4, PAST)), axis=1) ** 2 // 100
+    whole, windows = (Past.of(items, weights, age_BP=age_BP) for age_BP in (None, ages))
+    by_window = windows.mean(VECTORS).view(4, WINDOWS, 2)
+    torch.testing.assert_close(by_window.sum(1), whole.mean(VECTORS))
+    assert windows.counts_X.reshape(4, WINDOWS).sum(1).tolist() == whole.counts_X.tolist()
+    chosen = (items >= 0) & (weights > 0)
+    first = (chosen & (ages < WINDOW_ENDS[0])).sum(1)
+    last = (chosen & (ages >= WINDOW_ENDS[-1])).sum(1)
+    assert windows.counts_X[::WINDOWS].tolist() == first.tolist()
+    assert windows.counts_X[WINDOWS - 1 :: WINDOWS].tolist() == last.tolist()
+    assert first.min() > 0
+    assert last.min() > 0
+
+
+def test_ages_are_events_of_anybody_as_seen_from_the_example() -> None:
+    log = EventLog()
+    log.add_user()
+    log.add_user()
+    user = np.array([0, 1, 1, 0, 1, 1, 1, 0])
+    log.append(
+        user=user, item=np.arange(8), action=np.zeros(8, np.int64), weight=np.ones(8, np.float32),
+        value=np.full(8, np.nan, np.float32), time=np.arange(8.0),
+    )  # fmt: skip
+    view = log.view()
+    found = Histories.from_log(view, view.before[np.array([7])], 5, now_B=np.array([7]))
+    assert found.age_BP[0, :2].tolist() == [4, 7]
+    assert Histories.from_log(view, view.tails(np.array([0])), 5).age_BP[0, :3].tolist() == [1, 5, 8]
+
+
 @pytest.mark.parametrize("length", [PAST + 40, 5])
 def test_a_history_may_be_longer_than_what_is_averaged(length: int) -> None:
     log = EventLog()
@@ -54,7 +86,7 @@ def test_a_history_may_be_longer_than_what_is_averaged(length: int) -> None:
     found = Histories.from_log(log.view(), np.array([n - 1]), length)
     assert found.item_BL[0].tolist() == list(range(n - 1, n - 1 - length, -1))
     assert found.past_BP[0].tolist() == list(range(n - 1, n - 1 - PAST, -1))
-    both = Histories.empty(1, length).followed_by(found)
+    both = Histories.empty(1, length).followed_by(found, np.array([0]))
     assert both.item_BL.tolist() == found.item_BL.tolist()
 
 

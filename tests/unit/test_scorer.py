@@ -132,14 +132,19 @@ def test_row_table_moves_only_active_rows_and_remembers_their_gradients() -> Non
     assert table.power.tolist() == [2.0, 0.0, 0.0]
 
 
-TRUTH = torch.tensor([0.4, 1.5, 0.8, 0.6, 0.9, 1.2, -1.2, -0.5, 0.8])
-"""Scales of the personal term, the bias, the popularity, the likeness, the co-occurrence and what was chosen beyond the
-expected; what untouched items get, and by what shares their personal term and their likeness count for less or more."""
+FOLDED, TASTE = [1.2, 0.9, 0.5, 1.4, 0.7], [0.8, 0.3, 1.1, 0.6, 1.0]
+TRUTH = torch.tensor([0.4, 1.5, 0.8, 0.6, 0.9, *FOLDED, *TASTE, -1.2, -0.5, 0.8])
+"""Scales of the personal term, the bias, the popularity, the likeness, the co-occurrence and the two fold-ins by
+windows of age; what untouched items get; by what shares what was learned of them and their likeness count for less or
+more."""
+TERMS = len(TRUTH) - 2
+LEARNED = [0, *range(TERMS - 1 - len(TASTE), TERMS - 1)]
+"""Terms of learned vectors."""
 
 
 def random_terms(examples: int, candidates: int, draw: torch.Generator) -> torch.Tensor:
-    terms = torch.randn(examples, 7, candidates, generator=draw)
-    terms[:, 6] = (terms[:, 6] > 0.5).float()
+    terms = torch.randn(examples, TERMS, candidates, generator=draw)
+    terms[:, -1] = (terms[:, -1] > 0.5).float()
     return terms
 
 
@@ -150,8 +155,8 @@ def found(calibration: Calibration) -> torch.Tensor:
 
 
 def scores(terms: torch.Tensor) -> torch.Tensor:
-    again = terms[:, [0, 3]] * TRUTH[[0, 3], None] * terms[:, 6:]
-    return TRUTH @ torch.cat((terms, again), dim=1)
+    again = [(TRUTH[group] @ terms[:, group]) * terms[:, -1] for group in (LEARNED, [3])]
+    return TRUTH @ torch.cat((terms, torch.stack(again, dim=1)), dim=1)
 
 
 def test_calibration_finds_the_scales_that_made_the_choices() -> None:
@@ -173,7 +178,7 @@ def test_calibration_on_a_sample_of_the_candidates_finds_the_scales_of_all_of_th
     draw = torch.Generator().manual_seed(0)
     terms = random_terms(24_000, 200, draw)
     target = torch.multinomial(scores(terms).softmax(1), 1, generator=draw)
-    own = terms.gather(2, target.unsqueeze(2).expand(-1, 7, 1))
+    own = terms.gather(2, target.unsqueeze(2).expand(-1, TERMS, 1))
     sample = torch.cat((own, terms[:, :, :100]), dim=2)
     allowed = torch.cat((torch.ones_like(target, dtype=torch.bool), torch.arange(100) != target), dim=1)
     calibration = Calibration()

@@ -1,0 +1,71 @@
+# ruff: noqa: N815 (shape suffixes)
+"""What a user's choices say by vectors that the tower does not learn through: parts of a user's published vector.
+
+The mean of what was announced with what was chosen last (`models.likeness`), the mean of who chose it
+(`models.cooccurrence`), and two fold-ins (`models.fold_in`) of all choices, on co-occurrence and on the items' learned
+vectors. A fold-in is a sum over choices, so that it falls into windows of age (`models.past`): what was chosen an hour
+ago says more of what comes next than what was chosen a year ago, or less, where tastes turn back to what they were; how
+much each window is worth is fitted like every other term's scale (`models.calibration`).
+
+Shape suffixes: B users or examples, W windows of age, E events of a history, K size of a reading's vectors, D size of
+the learned ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models import cooccurrence, fold_in, likeness
+from models.fold_in import FoldIn
+from models.histories import Histories
+from models.past import WINDOWS
+
+Ints = NDArray[np.int64]
+Lookup = Callable[[Ints], Tensor]
+"""Vectors (E, K) of item rows (E,)."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Each is what its product with an item's vectors adds to the score, before calibration."""
+
+    like_BK: Tensor
+    """Beside items' likeness."""
+    together_BK: Tensor
+    """Beside their co-occurrence."""
+    folded_BWK: Tensor
+    """Beside it too."""
+    taste_BWD: Tensor | None
+    """Beside their learned vectors; None where a network reads those."""
+
+    @classmethod
+    def of(
+        cls,
+        histories: Histories,
+        like: Lookup,
+        together: Lookup,
+        personal: Lookup,
+        *,
+        folded: FoldIn,
+        taste: FoldIn | None,
+    ) -> Readings:
+        """Of these histories, from items' likeness, co-occurrence and learned vectors; `folded` is of co-occurrence
+        and `taste` of the learned vectors."""
+        liked, chosen = histories.liked(), histories.chosen()
+        counts_BW = chosen.counts_X.reshape(-1, WINDOWS)
+
+        def fold(reading: FoldIn, vectors_EK: Tensor) -> Tensor:
+            mean_XK = chosen.mean_of(vectors_EK)
+            return reading(mean_XK.view(*counts_BW.shape, mean_XK.shape[1]), counts_BW)
+
+        return cls(
+            like_BK=likeness.WEIGHT * liked.mean_of(like(liked.row_E)),
+            together_BK=cooccurrence.WEIGHT * liked.mean_of(together(liked.row_E)),
+            folded_BWK=fold_in.WEIGHT * fold(folded, together(chosen.row_E)),
+            taste_BWD=None if taste is None else fold(taste, personal(chosen.row_E)),
+        )
