@@ -36,6 +36,7 @@ class FoldIn:
 
     def __init__(self, values_NK: Tensor, counts_N: Tensor) -> None:
         """Of items with these vectors, chosen so often (decayed or not)."""
+        self._of = values_NK, counts_N
         there_N = counts_N > 0
         w_NK, share_N = values_NK[there_N], (counts_N[there_N] / counts_N.sum()).float()
         length_G = 2.0 ** torch.arange(LENGTHS, device=w_NK.device)
@@ -46,6 +47,12 @@ class FoldIn:
         eye_KK = torch.eye(w_NK.shape[1], device=w_NK.device, dtype=torch.float64)
         gram_GKK = torch.stack([(p_N.unsqueeze(1) * w_NK).T @ w_NK for p_N in p_GN]).double()
         self._map_GKK = torch.linalg.inv(gram_GKK + (ridge + 1e-9) * eye_KK).float()
+
+    @classmethod
+    def of(cls, values_NK: Tensor, counts_N: Tensor, like: FoldIn | None) -> FoldIn:
+        """The same, or `like` itself where it was made of the same."""
+        same = like is not None and all(map(torch.equal, (values_NK, counts_N), like._of))
+        return like if like is not None and same else cls(values_NK, counts_N)
 
     def __call__(self, mean_BWK: Tensor, counts_BW: NDArray[np.int64]) -> Tensor:
         """The parts of θ (B, W, K) of users, from those of the mean of what they chose and how much each part was.

@@ -219,22 +219,22 @@ class Ranking(Objective):
         features = torch.cat([features for *_, features in moments])
         user_BV = self.users(examples, history, read, features, training=False)
 
+        user_B1V, like_B1K, taste_BWD = user_BV.unsqueeze(1), readings.like_BK.unsqueeze(1), readings.taste_BWD
+        by_chosen_BWK = torch.cat((readings.together_BK.unsqueeze(1), readings.folded_BWK), dim=1)
+        assert taste_BWD is not None
+
         def terms(part: slice, v: Tensor, alike: Tensor, untouched: Tensor, pattern: str) -> Tensor:
-            u = user_BV[part]
-            personal = torch.einsum(pattern, u[:, :d], v[:, :d])
-            bias = torch.einsum(pattern, u[:, d : d + 1], v[:, d : d + 1])
-            popularity = torch.einsum(pattern, u[:, d + 1 :], v[:, d + 1 :])
             outline, chosen_by = alike.tensor_split(split, dim=1)
-            like = torch.einsum(pattern, readings.like_BK[part], outline)
-            together = torch.einsum(pattern, readings.together_BK[part], chosen_by)
-            assert readings.taste_BWD is not None
-            by_window = [
-                torch.einsum(pattern, reading_BK[part], beside)
-                for reading_BWK, beside in ((readings.folded_BWK, chosen_by), (readings.taste_BWD, v[:, :d]))
-                for reading_BK in reading_BWK.unbind(1)
-            ]
-            parts = (personal, bias, popularity, like, together, *by_window, untouched.expand_as(personal))
-            return torch.stack(parts, dim=1)
+            pairs = (
+                (user_B1V[:, :, :d], v[:, :d]),
+                (user_B1V[:, :, d : d + 1], v[:, d : d + 1]),
+                (user_B1V[:, :, d + 1 :], v[:, d + 1 :]),
+                (like_B1K, outline),
+                (by_chosen_BWK, chosen_by),
+                (taste_BWD, v[:, :d]),
+            )
+            parts = [torch.einsum(pattern, mine[part], theirs) for mine, theirs in pairs]
+            return torch.cat((*parts, untouched.expand_as(parts[0])), dim=1)
 
         found = []
         for part, vectors, bias, _, features in moments:
@@ -242,8 +242,8 @@ class Ranking(Objective):
             item_NV = scorer.items(vectors[:n], bias[:n], features[:n])
             own = own_B[part]
             own_BV = scorer.items(vectors[own], bias[own], features[own])
-            own_BT = terms(part, own_BV, alike_BK[part], untouched[own], "bv,bv->b")
-            sampled_BTN = terms(part, item_NV, alike_NK, untouched[:n], "bv,nv->bn")
+            own_BT = terms(part, own_BV, alike_BK[part], untouched[own, None], "btv,bv->bt")
+            sampled_BTN = terms(part, item_NV, alike_NK, untouched[:n], "btv,nv->btn")
             found.append(torch.cat((own_BT.unsqueeze(2), sampled_BTN), dim=2))
         target_B = torch.zeros(len(examples), dtype=torch.int64)
         return torch.cat(found), target_B, self._allowed(examples, lead), history.length_B

@@ -120,17 +120,16 @@ class Snapshot:
         return np.concatenate((self.likeness_NK, together_NK), axis=1)
 
     def _build_readings(self, stored: dict[str, torch.Tensor], like: Snapshot | None) -> None:
-        """Fold-ins on the stored co-occurrence, from `like` where nothing was counted since, and on learned vectors."""
+        """Fold-ins on the stored co-occurrence and on learned vectors, those of `like` where they are the same."""
         self._folded: FoldIn | None = None
         self._taste: FoldIn | None = None
-        self._together = stored["values"], stored["recent"]
         if self.spec.objective == "rating":
             return
-        same = like is not None and all(map(torch.equal, self._together, like._together))
-        self._folded = like._folded if like is not None and same else FoldIn(*self._together)
+        recent = stored["recent"][: self.n_items]
+        self._folded = FoldIn.of(stored["values"][: len(recent)], recent, like._folded if like else None)
         if self.spec.head == "dot":
-            known = stored["recent"][: self.n_items]
-            self._taste = FoldIn(torch.from_numpy(self.personal_ND[: len(known)]), known)
+            learned_ND = torch.from_numpy(self.personal_ND[: len(recent)])
+            self._taste = FoldIn.of(learned_ND, recent, like._taste if like else None)
 
     def _in_chunks(
         self,
