@@ -47,12 +47,13 @@ class Served:
 
 @dataclass(frozen=True)
 class History:
-    """Five phases, each promoted, and what was served after the one that is rolled back to."""
+    """Five phases, each promoted, and what was served after the one that is rolled back to and after the last."""
 
     place: Place
     """As it was left, with its servers gone."""
     sent: list[Message]
     at_target: Served
+    at_last: Served
     more: list[Message]
     """Two phases' worth of messages that were not sent yet."""
     returned: str
@@ -121,6 +122,7 @@ def five_phases(directory: Path) -> History:
         since = [*CHANGES, *filter(mentions_none_gone, between(TARGET, PHASES))]
         place.send(since)
         assert run(place.config, once=True) == 0
+        at_last = look(place)
         lines = place.lines()
         assert [line.decision for line in lines] == ["promoted"] * len(lines)
         assert lines[TARGET - 1].version == TARGET
@@ -130,6 +132,7 @@ def five_phases(directory: Path) -> History:
         place=place,
         sent=[*until_target, *since],
         at_target=at_target,
+        at_last=at_last,
         more=list(filter(mentions_none_gone, between(PHASES, PHASES + 2))),
         returned=min(before & after),
         # What was deleted is gone from histories too, so only who never met it is as before.
