@@ -67,8 +67,8 @@ def check_rolled_back(history: History, place: Place, before: Pointer, version: 
         # its length is another for an item that was untouched then and is no longer (`models.calibration`)
         np.testing.assert_allclose(direction(now.items[item]), direction(then.items[item]), rtol=0, atol=TOLERANCE)
     assert np.any(now.items[NEW_ITEM][:DIM])
-    # … over today's histories, whose ages and whose popularity, which is subtracted from them, go on: who has not clicked
-    # since is much nearer to who it was then than to who it was until now, and who has clicked is somebody else.
+    # … over today's histories, whose ages and whose popularity, which is subtracted from them, go on: who has not
+    # clicked since is much nearer to who it was then than to who it was until now, and who has is another.
     was, is_now, until_now = (one.users[history.quiet][:DIM] for one in (then, now, history.at_last))
     assert np.linalg.norm(is_now - was) < np.linalg.norm(until_now - was) / 3
     assert not np.allclose(now.users[history.returned][:DIM], then.users[history.returned][:DIM], atol=1e-3)
