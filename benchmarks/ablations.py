@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.contender import Contender, Past
 from models.calibration import Calibration
 from models.cooccurrence import Cooccurrence
+from models.factors import Factors
 from models.item_tables import RowTable
 from models.memory import EventBatch
 from models.popularity import FEATURES, Popularity
@@ -57,6 +58,13 @@ class WithoutCooccurrence(Contender):
         super().__init__(past, config.model_copy(update={"model": replace(config.model, cooccurrence=0)}))
 
 
+class WithoutFactors(Contender):
+    """Infers no factors."""
+
+    def __init__(self, past: Past, config: Config) -> None:
+        super().__init__(past, config.model_copy(update={"model": replace(config.model, factors=0)}))
+
+
 class WithoutHistory(Contender):
     """Each event comes from a user of its own: there is no one to be personal about, in learning or in serving."""
 
@@ -70,12 +78,16 @@ class WithoutHistory(Contender):
 
 @contextmanager
 def _no_ids() -> Iterator[None]:
-    """An item has nothing of its own: residual, context, bias and co-occurrence are zeros for ever."""
+    """An item has nothing of its own: residual, context, bias, co-occurrence and factors are zeros for ever."""
 
-    def stay(self: RowTable | Cooccurrence, *_: Any, **__: Any) -> None:
+    def stay(self: RowTable | Cooccurrence | Factors, *_: Any, **__: Any) -> None:
         """Learn nothing."""
 
-    with patch.object(RowTable, "step", stay), patch.object(Cooccurrence, "take", stay):
+    with (
+        patch.object(RowTable, "step", stay),
+        patch.object(Cooccurrence, "take", stay),
+        patch.object(Factors, "take", stay),
+    ):
         yield
 
 
@@ -102,8 +114,13 @@ def _no_calibration() -> Iterator[None]:
 
 
 PATCHES = {"ids": _no_ids, "popularity": _no_popularity, "calibration": _no_calibration}
-CONFIGURED = {"history": WithoutHistory, "replay": WithoutReplay, "cooccurrence": WithoutCooccurrence}
-PLAIN = ("content", "ids", "history", "replay", "cooccurrence", "popularity", "calibration")
+CONFIGURED = {
+    "history": WithoutHistory,
+    "replay": WithoutReplay,
+    "cooccurrence": WithoutCooccurrence,
+    "factors": WithoutFactors,
+}
+PLAIN = ("content", "ids", "history", "replay", "cooccurrence", "factors", "popularity", "calibration")
 """What can be taken away whatever the stream; each of its modalities too, by name."""
 
 

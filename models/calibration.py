@@ -1,4 +1,4 @@
-"""How much each term of the score is to be trusted, and untouched items as a whole.
+"""How much each term of the score is to be trusted, what counts at each half-life add, and untouched items as a whole.
 
 All of it is learned from events that the weights have not learned from yet.
 
@@ -7,8 +7,8 @@ phase to phase: each phase's softmax likelihood is maximised with that belief as
 Fisher scoring), and the belief fades by a half-life in events.
 
 Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity, likeness, co-occurrence,
-the fold-in on it by windows of age, that on learned vectors, and 1 for an untouched item), S scales, C coefficients:
-the scales, then what untouched items get.
+the fold-in on it by windows of age, that on learned vectors, factors, log counts at each half-life, and 1 for an
+untouched item), S scales, C coefficients: the scales, then those of log counts, then what untouched items get.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from models.histories import LENGTHS
 from models.past import WINDOWS
-from models.scorer import POPULARITY_SCALE, SCALES, Untouched
+from models.popularity import HALF_LIVES
+from models.scorer import POPULARITY_SCALE, SCALES, Corrections, Untouched
 
 HALF_LIFE = 5_000.0
 """Events after which a phase's evidence counts half."""
@@ -30,12 +31,19 @@ FLOOR, CEILING = 0.02, 3.0
 """Bounds of the scales."""
 MOST_UNTOUCHED = 8.0
 """Bound of what untouched items' appeal is raised by, up or down; a factor of e⁸ in how often they are chosen."""
-UNTOUCHED = SCALES
+MOST_COUNTED = 2.0
+"""Bound of what a log count at one half-life adds, up or down."""
+UNTOUCHED = SCALES + len(HALF_LIVES)
 """The first coefficient of those for untouched items: what is added to their appeal; then by what share their personal
 term counts for more or less than others', and their likeness."""
-COEFFICIENTS = SCALES + 3
+COEFFICIENTS = UNTOUCHED + 3
 BOUNDS = torch.tensor(
-    [[FLOOR, CEILING]] * SCALES + [[-MOST_UNTOUCHED, MOST_UNTOUCHED], [-0.98, 2.0], [-0.98, 9.0]], dtype=torch.float64
+    [
+        *[[FLOOR, CEILING]] * SCALES,
+        *[[-MOST_COUNTED, MOST_COUNTED]] * len(HALF_LIVES),
+        *([-MOST_UNTOUCHED, MOST_UNTOUCHED], [-0.98, 2.0], [-0.98, 9.0]),
+    ],
+    dtype=torch.float64,
 )
 """Of each coefficient, lowest and highest."""
 TWOFOLD = ([0, *range(5 + WINDOWS, 5 + 2 * WINDOWS)], [3])
@@ -50,7 +58,7 @@ ENOUGH = 0.1
 class Calibration:
     """The belief about the coefficients: its mean (C,), and what was learned about it (precision, (C, C))."""
 
-    mean: Tensor = field(default_factory=lambda: torch.tensor([1.0] * SCALES + [0.0] * 3, dtype=torch.float64))
+    mean: Tensor = field(default_factory=lambda: (torch.arange(COEFFICIENTS) < SCALES).double())
     evidence: Tensor = field(default_factory=lambda: torch.zeros(COEFFICIENTS, COEFFICIENTS, dtype=torch.float64))
 
     @property
@@ -59,10 +67,13 @@ class Calibration:
         return self.mean[:SCALES].clamp(FLOOR, CEILING).float()
 
     @property
-    def untouched(self) -> Untouched:
-        """What becomes of untouched items."""
+    def corrections(self) -> Corrections:
+        """What becomes of items' own vectors."""
         appeal, personal, likeness = self.mean[UNTOUCHED:].tolist()
-        return Untouched(float(appeal / self.scales[POPULARITY_SCALE]), 1 + personal, 1 + likeness)
+        # the popularity's scale will be put on all of their appeal
+        by_count = self.mean[SCALES:UNTOUCHED] / self.scales[POPULARITY_SCALE]
+        untouched = Untouched(float(appeal / self.scales[POPULARITY_SCALE]), 1 + personal, 1 + likeness)
+        return Corrections(tuple(by_count.tolist()), untouched)
 
     def fade(self, events: int) -> None:
         """Trust what was learned less, now that so many events more have passed."""

@@ -81,12 +81,13 @@ class Cooccurrence:
         kept_N = self.counts * 0.5 ** (len(positions) / HALF_LIFE)
         once_B = torch.ones_like(choices.item_B, dtype=torch.float64)
         self.recent = (self.recent * 0.5 ** (len(positions) / SHARE_HALF_LIFE)).index_add(0, choices.item_B, once_B)
-        if not self.values.shape[1]:
-            return
         counts_N = kept_N.index_add(0, choices.item_B, once_B)
         counts_N[counts_N < FORGOTTEN] = 0
+        self.counts = counts_N
+        if not self.values.shape[1]:
+            return
         alive_A = torch.nonzero(counts_N).squeeze(1)
-        self.counts, values_NK = counts_N, torch.zeros_like(self.values)
+        values_NK = torch.zeros_like(self.values)
         if len(alive_A):
             faded_AK = self.values[alive_A] * (kept_N[alive_A] / counts_N[alive_A]).sqrt().float().unsqueeze(1)
             values_NK[alive_A] = _of_rank(faded_AK, choices.cosines(counts_N, alive_A), generator)

@@ -3,7 +3,7 @@ did. Each of the two adds up to the score.
 
 By the item, the terms of `models.scorer` are sums as they stand:
 
-    score = Σ_m (⟨u, y_m⟩ + ⟨r_u, r_m⟩) + ⟨u, residual⟩ + cooccurrence + bias + popularity + taste
+    score = Σ_m (⟨u, y_m⟩ + ⟨r_u, r_m⟩) + ⟨u, residual⟩ + cooccurrence + factors + bias + popularity + taste
             (+ base, for ratings) + rest
 
 with the scales of calibration in each. r_m is what was announced of modality m (`models.likeness`), y_m what the
@@ -45,12 +45,12 @@ def explain(overlay: Overlay, user_id: str, item_id: str) -> dict[str, Any] | No
     """The score of a pair and what it is made of, plain values; None where the item is unknown.
 
     `item`: `modalities` by name (those that the item has), `id`, `cooccurrence` (how often the same users chose it and
-    what this one chose last), `bias`, `popularity` (the same for everybody),
-    `taste` (how this user weighs it), `base` (only for ratings, the user's mean), `rest`; and `credit`, how modalities
-    got theirs: `weights` or `shapley`. `user`: `anyone`, `mean` (only for ratings, what the user's own mean adds),
-    `features` (where there are any), `history` (newest first: `item_id`, `action`, `value`, `time` in seconds since the
-    epoch, `attributes` and its part `score`), `earlier` (all that came before these), `rest`. A user nobody knows is
-    the default user.
+    what this one chose last), `factors` (what this one wants, in few dimensions), `bias`, `popularity` (the same for
+    everybody), `taste` (how this user weighs it), `base` (only for ratings, the user's mean), `rest`; and `credit`, how
+    modalities got theirs: `weights` or `shapley`. `user`: `anyone`, `mean` (only for ratings, what the user's own mean
+    adds), `features` (where there are any), `history` (newest first: `item_id`, `action`, `value`, `time` in seconds
+    since the epoch, `attributes` and its part `score`), `earlier` (all that came before these), `rest`. A user nobody
+    knows is the default user.
     """
     row = overlay.item_index(item_id)
     if row is None:
@@ -99,16 +99,18 @@ def _by_item(overlay: Overlay, row: int, user_V: Vectors, item_V: Vectors, score
     d = snapshot.d
     products_V = user_V.astype(np.float64) * item_V
     taste = d + 2 + POPULARITY_DIM
-    together, end = taste + snapshot.spec.likeness_dim, taste + snapshot.spec.alike_dim
+    together = taste + snapshot.spec.likeness_dim
+    factors, end = together + snapshot.spec.cooccurrence_dim, taste + snapshot.spec.alike_dim
     parts: dict[str, Any] = {
-        "cooccurrence": float(products_V[together:end].sum()),
+        "cooccurrence": float(products_V[together:factors].sum()),
+        "factors": float(products_V[factors:end].sum()),
         "bias": float(products_V[d]),
         "popularity": float(products_V[d + 1]),
         "taste": float(products_V[d + 2 : taste].sum()),
     }
     if snapshot.spec.objective == "rating":
         parts["base"] = float(products_V[-1])
-    share = snapshot.untouched if overlay.popularity_of(row)[NEVER_SEEN] > 0 else AS_OTHERS
+    share = snapshot.corrections.untouched if overlay.popularity_of(row)[NEVER_SEEN] > 0 else AS_OTHERS
     modalities, own, credit = _personal(overlay, row, user_V, item_V)
     modalities = {name: share.personal * part for name, part in modalities.items()}
     for name, part in _likeness(overlay, row, user_V[taste:together]).items():

@@ -44,9 +44,9 @@ class FoldIn:
         self._expected_GK = (p_GN @ w_NK) / length_G.unsqueeze(1)
         """Of one choice."""
         ridge = RIDGE * w_NK.square().sum(1).mean() if len(w_NK) else w_NK.new_ones(())
-        eye_KK = torch.eye(w_NK.shape[1], device=w_NK.device, dtype=torch.float64)
-        gram_GKK = torch.stack([(p_N.unsqueeze(1) * w_NK).T @ w_NK for p_N in p_GN]).double()
-        self._map_GKK = torch.linalg.inv(gram_GKK + (ridge + 1e-9) * eye_KK).float()
+        self._ridge_KK = (ridge + 1e-9) * torch.eye(w_NK.shape[1], device=w_NK.device, dtype=torch.float64)
+        self._w_NK, self._p_GN = w_NK, p_GN
+        self._maps: dict[int, Tensor] = {}
 
     @classmethod
     def of(cls, values_NK: Tensor, counts_N: Tensor, like: FoldIn | None) -> FoldIn:
@@ -66,5 +66,12 @@ class FoldIn:
         beyond_BWK = mean_BWK * n_B[:, None, None] - expected_B1K * n_BW.unsqueeze(2)
         theta_BWK = torch.empty_like(beyond_BWK)
         for length in torch.unique(nearest_B).tolist():
-            theta_BWK[nearest_B == length] = beyond_BWK[nearest_B == length] @ self._map_GKK[length]
+            theta_BWK[nearest_B == length] = beyond_BWK[nearest_B == length] @ self._map(length)
         return theta_BWK
+
+    def _map(self, length: int) -> Tensor:
+        """The inverse for this length, (K, K), made when it is first asked for: a phase has users of few lengths."""
+        if length not in self._maps:
+            gram_KK = ((self._p_GN[length].unsqueeze(1) * self._w_NK).T @ self._w_NK).double()
+            self._maps[length] = torch.linalg.inv(gram_KK + self._ridge_KK).float()
+        return self._maps[length]

@@ -61,22 +61,28 @@ class HeldOut:
 
     def by_model(self, snapshot: Snapshot) -> Floats:
         """Gain of the snapshot's own scores, (B,)."""
-        return self._by_columns(snapshot, snapshot.dim)[0]
+        return self._by_vectors(snapshot, False)[0]
 
     def whole_and_learned(self, snapshot: Snapshot) -> tuple[Floats, Floats | None]:
-        """The same; for rankings also the gain of what its weights have learned alone, without likeness and
-        co-occurrence, which are computed and come last: None where it has neither."""
+        """The same; for rankings also the gain of what its weights have learned alone, without likeness, co-occurrence
+        and factors, which are computed, and as if calibration trusted it: None where it has none of these."""
         if snapshot.spec.objective != "ranking" or not snapshot.spec.alike_dim:
             return self.by_model(snapshot), None
-        whole, learned = self._by_columns(snapshot, snapshot.dim, snapshot.dim - snapshot.spec.alike_dim)
+        whole, learned = self._by_vectors(snapshot, False, True)
         return whole, learned
 
-    def _by_columns(self, snapshot: Snapshot, *lengths: int) -> list[Floats]:
-        """Gain of the scores that the vectors have up to each of these lengths, (B,)."""
-        parts: list[list[Floats]] = [[np.empty(0)] for _ in lengths]
-        for at, users_BV in self._users(snapshot):
-            for length, part in zip(lengths, parts, strict=True):
-                scores_BN = snapshot.scores(users_BV[:, :length], snapshot.vectors_NV[:, :length])
+    def _by_vectors(self, snapshot: Snapshot, *learned_alone: bool) -> list[Floats]:
+        """Gain of the scores of its vectors, or of those of what its weights have learned alone, (B,) each."""
+        parts: list[list[Floats]] = [[np.empty(0)] for _ in learned_alone]
+        log = snapshot.log
+        for at in _chunks(self.positions):
+            histories = Histories.from_log(
+                log, log.before[at], snapshot.spec.events_read, until_B=log.time[at], now_B=at
+            )
+            users = log.user[at].astype(np.int64)
+            for alone, part in zip(learned_alone, parts, strict=True):
+                users_BV = snapshot.user_matrix(histories, users, learned_alone=alone)
+                scores_BN = snapshot.scores(users_BV, snapshot.vectors_NV[:, : users_BV.shape[1]])
                 part.append(self._of_scores(snapshot, at, scores_BN))
         return [np.concatenate(part) for part in parts]
 
@@ -87,14 +93,6 @@ class HeldOut:
         counts = counts_now(snapshot.popularity, half_life)
         parts = [self._of_scores(snapshot, at, np.tile(counts, (len(at), 1))) for at in _chunks(self.positions)]
         return np.concatenate(parts) if parts else np.empty(0)
-
-    def _users(self, snapshot: Snapshot) -> Iterator[tuple[Ints, NDArray[np.float32]]]:
-        log = snapshot.log
-        for at in _chunks(self.positions):
-            histories = Histories.from_log(
-                log, log.before[at], snapshot.spec.events_read, until_B=log.time[at], now_B=at
-            )
-            yield at, snapshot.user_matrix(histories, log.user[at].astype(np.int64))
 
     def _of_scores(self, snapshot: Snapshot, at_B: Ints, scores_BN: NDArray[np.float32]) -> Floats:
         log = snapshot.log

@@ -26,6 +26,7 @@ from models.cooccurrence import Cooccurrence
 from models.distillation import Distillation
 from models.event_log import LogView
 from models.examples import Examples
+from models.factors import Factors
 from models.histories import ValueScale
 from models.item_tables import RowTable
 from models.memory import Memory
@@ -88,6 +89,7 @@ class Learner:
         self.tables = {"residual": self.residual, "context": self.context, "bias": self.bias}
         self.averages = Averages(self.scorer, self.tables)
         self.cooccurrence = Cooccurrence(spec.cooccurrence_dim, self.device)
+        self.factors = Factors(spec.factors_dim, self.device)
         self.popularity = Popularity.empty()
         self.calibration = Calibration()
         self.values = ValueScale()
@@ -158,6 +160,7 @@ class Learner:
                         replayed += len(parts[0][2]) - parts[0][2].fresh
                     self.advance(log, stop)
                 self.cooccurrence.take(log, block_positions, self.generator)
+                self.factors.take(log, block_positions, self.cooccurrence.counts, self.generator)
         self.steps += len(losses)
         self.averages.settle()
         finite = all(map(math.isfinite, losses)) and self._finite()
@@ -230,12 +233,14 @@ class Learner:
                 spread = self.objective.spread if table is self.residual else 0.0
                 table.grow(new, spread=spread, generator=self.generator)
             self.cooccurrence.grow(new)
+            self.factors.grow(new)
         blank = [row for row, one in enumerate(self.memory.items.ids) if one is None]
         if blank:
             gone = torch.tensor(blank, device=self.device)
             for table in self.tables.values():
                 table.blank(gone)
             self.cooccurrence.blank(gone)
+            self.factors.blank(gone)
 
     def advance(self, log: LogView, stop: int, *, values: bool = True) -> None:
         """Count the events before `stop`, and refresh what they touched."""
@@ -269,7 +274,7 @@ class Learner:
 
     def _finite(self) -> bool:
         tables = (table.values for table in self.tables.values())
-        tensors = [*self.scorer.parameters(), *tables, self.cooccurrence.values]
+        tensors = [*self.scorer.parameters(), *tables, self.cooccurrence.values, self.factors.mean]
         return all(bool(tensor.detach().isfinite().all()) for tensor in tensors)
 
     # -- state
@@ -292,6 +297,7 @@ class Learner:
             "scorer": self.averages.state(),
             **{name: table.state() for name, table in self.tables.items()},
             "cooccurrence": self.cooccurrence.state(),
+            "factors": self.factors.state(),
             "popularity": {
                 "counts": torch.from_numpy(popularity.counts.copy()),
                 "last": torch.from_numpy(popularity.last.copy()),
@@ -312,6 +318,7 @@ class Learner:
             optimizer=self.optimizer.state_dict(),
             dim=self.spec.dim,
             cooccurrence_dim=self.spec.cooccurrence_dim,
+            factors_dim=self.spec.factors_dim,
             items=len(self.memory.items),
             events=self.memory.n_events,
         )
@@ -328,6 +335,7 @@ class Learner:
         for name, table in self.tables.items():
             table.load(state[name])
         self.cooccurrence.load(state["cooccurrence"])
+        self.factors.load(state["factors"])
         self.popularity = popularity_from(state)
         self.calibration = Calibration.from_state(state["calibration"])
         self.values = ValueScale(**state["values"])

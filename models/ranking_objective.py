@@ -19,7 +19,7 @@ from models.examples import Examples
 from models.fold_in import FoldIn
 from models.full_softmax import FullSoftmax
 from models.objective import Ints, Objective, Step
-from models.popularity import NEVER_SEEN
+from models.popularity import HALF_LIVES, NEVER_SEEN
 from models.readings import Lookup, Readings
 from models.sampling import uniform_negatives
 
@@ -27,8 +27,10 @@ CALIBRATED = 192
 """Most events of a block that the scales are fitted on."""
 CALIBRATION_CHUNK = 128
 """Events of the block between two looks at popularity while they are ranked."""
-CALIBRATION_ITEMS = 1_000
-"""Most candidates that they are ranked among."""
+CALIBRATION_ITEMS = 1_024
+"""Most items of a catalogue that they are ranked among all of; …"""
+CALIBRATION_SAMPLE = 512
+"""… of a larger one, among so many."""
 MLP_NEGATIVES = 256
 """Most negatives of a step where a network scores each pair."""
 
@@ -167,7 +169,7 @@ class Ranking(Objective):
         items = len(learner.popularity)
         if items <= CALIBRATION_ITEMS:
             return torch.arange(items, device=learner.device)
-        return torch.randperm(items, generator=learner.generator, device=learner.device)[:CALIBRATION_ITEMS]
+        return torch.randperm(items, generator=learner.generator, device=learner.device)[:CALIBRATION_SAMPLE]
 
     def _moments(self, log: LogView, examples: Examples) -> Iterator[slice]:
         """The examples a chunk at a time, popularity being as of the first of each."""
@@ -190,8 +192,10 @@ class Ranking(Objective):
         """Unscaled terms of the scores, targets, allowed candidates and length buckets, over some of the items and,
         first, the target."""
         learner = self.learner
-        scorer, d, split = learner.scorer, learner.spec.dim, (learner.spec.likeness_dim,)
+        scorer, spec, d = learner.scorer, learner.spec, learner.spec.dim
+        sizes = [spec.likeness_dim, spec.cooccurrence_dim, spec.factors_dim]
         together = self._at(learner.cooccurrence.values)
+        factors = self._at(learner.factors.mean)
         lead = self._calibration_items()
         # one column a target of its own, so that the sample stays uniform
         rows, target_B, history = self.working_set(examples)
@@ -201,13 +205,14 @@ class Ranking(Objective):
         contents = catalogue.encode(scorer, learner.memory.item_features, both.cpu().numpy(), learner.device)
         like = self._likeness(lead.cpu().numpy(), examples.item_B, examples.histories.liked().row_E)
         alike_NK, alike_BK = (
-            torch.cat((like(one), together(one)), dim=1) for one in (lead.cpu().numpy(), examples.item_B)
+            torch.cat((like(one), together(one), factors(one)), dim=1) for one in (lead.cpu().numpy(), examples.item_B)
         )
         # as in all of the past that the tower reads, contents are the table's
         learned_ND = torch.addcmul(learner.contents, learner.admitted().unsqueeze(1), learner.residual.values)
         readings = Readings.of(
             examples.histories, like, together, self._at(learned_ND),
-            folded=learner.cooccurrence.fold_in(), taste=FoldIn(learned_ND, learner.cooccurrence.recent),
+            factors=learner.factors.reading, folded=learner.cooccurrence.fold_in(),
+            taste=FoldIn(learned_ND, learner.cooccurrence.recent),
         )  # fmt: skip
 
         moments = []
@@ -223,8 +228,8 @@ class Ranking(Objective):
         by_chosen_BWK = torch.cat((readings.together_BK.unsqueeze(1), readings.folded_BWK), dim=1)
         assert taste_BWD is not None
 
-        def terms(part: slice, v: Tensor, alike: Tensor, untouched: Tensor, pattern: str) -> Tensor:
-            outline, chosen_by = alike.tensor_split(split, dim=1)
+        def terms(part: slice, v: Tensor, alike: Tensor, counts: Tensor, untouched: Tensor, pattern: str) -> Tensor:
+            outline, chosen_by, factor = torch.split(alike, sizes, dim=1)
             pairs = (
                 (user_B1V[:, :, :d], v[:, :d]),
                 (user_B1V[:, :, d : d + 1], v[:, d : d + 1]),
@@ -232,18 +237,20 @@ class Ranking(Objective):
                 (like_B1K, outline),
                 (by_chosen_BWK, chosen_by),
                 (taste_BWD, v[:, :d]),
+                (readings.factors_BK.unsqueeze(1), factor),
             )
             parts = [torch.einsum(pattern, mine[part], theirs) for mine, theirs in pairs]
-            return torch.cat((*parts, untouched.expand_as(parts[0])), dim=1)
+            counts, untouched = (one.expand(len(parts[0]), *one.shape[1:]) for one in (counts, untouched))
+            return torch.cat((*parts, counts, untouched), dim=1)
 
         found = []
         for part, vectors, bias, _, features in moments:
-            untouched = features[:, NEVER_SEEN]
+            counts, untouched = features[:, : len(HALF_LIVES)], features[:, NEVER_SEEN:]
             item_NV = scorer.items(vectors[:n], bias[:n], features[:n])
             own = own_B[part]
             own_BV = scorer.items(vectors[own], bias[own], features[own])
-            own_BT = terms(part, own_BV, alike_BK[part], untouched[own, None], "btv,bv->bt")
-            sampled_BTN = terms(part, item_NV, alike_NK, untouched[:n], "btv,nv->btn")
+            own_BT = terms(part, own_BV, alike_BK[part], counts[own], untouched[own], "btv,bv->bt")
+            sampled_BTN = terms(part, item_NV, alike_NK, counts[:n].T[None], untouched[:n].T[None], "btv,nv->btn")
             found.append(torch.cat((own_BT.unsqueeze(2), sampled_BTN), dim=2))
         target_B = torch.zeros(len(examples), dtype=torch.int64)
         return torch.cat(found), target_B, self._allowed(examples, lead), history.length_B

@@ -17,10 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models import cooccurrence, fold_in, likeness
+from models.factors import FactorReading, first_choices
 from models.fold_in import FoldIn
 from models.histories import Histories
 from models.past import WINDOWS
@@ -40,6 +42,8 @@ class Readings:
     """Beside their co-occurrence."""
     folded_BWK: Tensor
     """Beside it too."""
+    factors_BK: Tensor
+    """Beside their factors."""
     taste_BWD: Tensor | None
     """Beside their learned vectors; None where a network reads those."""
 
@@ -51,12 +55,14 @@ class Readings:
         together: Lookup,
         personal: Lookup,
         *,
+        factors: FactorReading,
         folded: FoldIn,
         taste: FoldIn | None,
     ) -> Readings:
         """Of these histories, from items' likeness, co-occurrence and learned vectors; `folded` is of co-occurrence
         and `taste` of the learned vectors."""
         liked, chosen = histories.liked(), histories.chosen()
+        row_BP = torch.from_numpy(first_choices(histories.past_BP, histories.weight_BP))
         counts_BW = chosen.counts_X.reshape(-1, WINDOWS)
 
         def fold(reading: FoldIn, vectors_EK: Tensor) -> Tensor:
@@ -67,5 +73,6 @@ class Readings:
             like_BK=likeness.WEIGHT * liked.mean_of(like(liked.row_E)),
             together_BK=cooccurrence.WEIGHT * liked.mean_of(together(liked.row_E)),
             folded_BWK=fold_in.WEIGHT * fold(folded, together(chosen.row_E)),
+            factors_BK=factors(row_BP.to(factors.row_S.device)),
             taste_BWD=None if taste is None else fold(taste, personal(chosen.row_E)),
         )

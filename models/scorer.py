@@ -2,15 +2,17 @@
 
     score(u, i) = ⟨s_len · u + Σ_k s_taste,k · τ_uk, e_i⟩ + s_bias · b_i + s_pop · (⟨q_u, P_i⟩ + a_i)
                 + s_like · ⟨r_u, r_i⟩ + ⟨s_co · w_u + Σ_k s_fold,k · θ_uk, w_i⟩
+                + s_fac · ⟨η_u, v_i⟩
 
 e_i is the item's content plus its own residual, b_i its bias; u reads e_h plus a context vector of each item h of the
 history; P_i and a_i come from how popular and how old the item is, and q_u from how popular and old the user's recent
 items were; r_i is what was announced with the item (`models.likeness`), w_i who chose it (`models.cooccurrence`), and
 r_u and w_u the means of those of the user's items, and θ_uk and τ_uk what the user's choices of the k-th window of age
 say by w and by e (`models.readings`). The s are calibration: fitted on events before the weights learn from them, and
-so is what an item that nobody has touched is given on top of its a_i. Published, an item is [e | b, a, P (, r) (, w) (,
-1)] and a user [s_len u + Σ s_taste τ | s_bias, s_pop, s_pop q (, s_like r) (, s_co w + Σ s_fold θ) (, base)]. For
-ratings it is what `models.value_regression` makes of this one (with no scales) and of the values that the user gave.
+so is what counts at each half-life, and having been touched by nobody, add to an item's a_i; v_i and η_u are factors
+(`models.factors`). Published, an item is [e | b, a, P (, r) (, w) (, v) (, 1)] and a user [s_len u + Σ s_taste τ |
+s_bias, s_pop, s_pop q (, s_like r) (, s_co w + Σ s_fold θ) (, s_fac η) (, base)]. For ratings it is what
+`models.value_regression` makes of this one (with no scales) and of the values that the user gave.
 
 Shape suffixes: B users or examples, N items, L places of a history, D vector size, E extras, K popularity features.
 """
@@ -46,7 +48,8 @@ BIAS_SCALE, POPULARITY_SCALE, LIKENESS_SCALE, COOCCURRENCE_SCALE = range(LENGTHS
 FOLD_IN_SCALES = slice(LENGTHS + 4, LENGTHS + 4 + WINDOWS)
 TASTE_SCALES = slice(FOLD_IN_SCALES.stop, FOLD_IN_SCALES.stop + WINDOWS)
 """Where calibration has the scales of each term; those of the personal one, by length of history, come first."""
-SCALES = TASTE_SCALES.stop
+FACTORS_SCALE = TASTE_SCALES.stop
+SCALES = FACTORS_SCALE + 1
 
 Features = Mapping[str, tuple[Tensor, Tensor]]
 """Modality → vectors (B, D) or (B, F, D), and how many vectors each row has (B,), 0 where it is missing."""
@@ -64,6 +67,17 @@ class Untouched(NamedTuple):
 
 
 AS_OTHERS = Untouched(0.0, 1.0, 1.0)
+
+
+class Corrections(NamedTuple):
+    """What calibration makes of items' own vectors."""
+
+    by_count: tuple[float, ...]
+    """What each log count, one a half-life, adds to an item's appeal, before the popularity's scale is put on it."""
+    untouched: Untouched
+
+
+AS_LEARNED = Corrections((0.0,) * len(HALF_LIVES), AS_OTHERS)
 
 
 class Scorer(nn.Module):
@@ -171,17 +185,20 @@ class Scorer(nn.Module):
         e_ND: Tensor,
         bias_N: Tensor,
         features_NK: Tensor,
-        untouched: Untouched = AS_OTHERS,
+        corrections: Corrections = AS_LEARNED,
         alike_NK: Tensor | None = None,
     ) -> Tensor:
-        """Published vectors of items, (N, D + E); calibration says what becomes of `untouched` ones.
+        """Published vectors of items, (N, D + E), with the `corrections` of calibration.
 
-        `alike_NK` are likeness and co-occurrence; without, as it is while the weights learn, vectors are so much
-        shorter, and so are users'.
+        `alike_NK` are likeness, co-occurrence and factors; without, as it is while the weights learn, vectors are so
+        much shorter, and so are users'.
         """
         popularity = self.item_popularity(features_NK)
         untouched_N1 = features_NK[:, NEVER_SEEN].unsqueeze(1)
+        by_count, untouched = corrections
         appeal_N1 = popularity[:, :1] + self.popular(features_NK) + untouched.appeal * untouched_N1
+        if any(by_count):
+            appeal_N1 = appeal_N1 + features_NK[:, : len(by_count)] @ features_NK.new_tensor(by_count).unsqueeze(1)
         if untouched.personal != 1:
             e_ND = torch.where(untouched_N1 > 0, untouched.personal * e_ND, e_ND)
         if alike_NK is not None and untouched.likeness != 1:
@@ -229,6 +246,7 @@ class Scorer(nn.Module):
             rest.append(scales[LIKENESS_SCALE] * readings.like_BK)
             folded_BK = torch.einsum("w,bwk->bk", scales[FOLD_IN_SCALES], readings.folded_BWK)
             rest.append(scales[COOCCURRENCE_SCALE] * readings.together_BK + folded_BK)
+            rest.append(scales[FACTORS_SCALE] * readings.factors_BK)
             if readings.taste_BWD is not None:
                 direct = direct + torch.einsum("w,bwd->bd", scales[TASTE_SCALES], readings.taste_BWD)
         if self.regression is None:

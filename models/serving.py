@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from models import catalogue
 from models.calibration import Calibration
 from models.event_log import LogView
+from models.factors import FactorReading
 from models.features import FeatureTable
 from models.fold_in import FoldIn
 from models.histories import Histories, ValueScale
 from models.learner import popularity_from
 from models.memory import Memory
 from models.readings import Readings
-from models.scorer import AS_OTHERS, Scorer, extras, neutral_scales
+from models.scorer import AS_LEARNED, Scorer, extras, neutral_scales
 from models.spec import ModelSpec
 
 Ints = NDArray[np.int64]
@@ -80,7 +81,7 @@ class Snapshot:
         ranks = spec.objective == "ranking" and spec.head == "dot"
         calibration = Calibration.from_state(state["calibration"])
         self.scales = calibration.scales if ranks else neutral_scales()
-        self.untouched = calibration.untouched if ranks else AS_OTHERS
+        self.corrections = calibration.corrections if ranks else AS_LEARNED
         self.log: LogView = memory.view()
         self.items, self.users, self.actions = memory.items, memory.users, memory.actions
         self.weights = memory.weights
@@ -95,9 +96,9 @@ class Snapshot:
         self.contents_ND, self.likeness_NK = self._contents(like)
         """Fused contents of all item rows, and what was announced with them (K may be 0)."""
         self.alike_NK = self._alike(state)
-        """What was announced with items, and which ones the same users chose."""
+        """What was announced with items, which ones the same users chose, and the factors."""
         self._build_items(state, len(self.log) if upto is None else upto)
-        self._build_readings(state["cooccurrence"], like)
+        self._build_readings(state, like)
         self.default_user: Vectors = self.user_matrix(Histories.empty(1, spec.events_read), np.array([-1]))[0]
         """The vector of anyone unknown."""
 
@@ -114,13 +115,18 @@ class Snapshot:
         )
 
     def _alike(self, state: dict[str, Any]) -> Vectors:
-        together_NK = np.zeros((self.n_items, self.spec.cooccurrence_dim), np.float32)
-        known = state["cooccurrence"]["values"].numpy()[: self.n_items]
-        together_NK[: len(known)] = known
-        return np.concatenate((self.likeness_NK, together_NK), axis=1)
+        tables = (state["cooccurrence"]["values"].numpy(), state["factors"]["mean"].numpy())
+        alike_NK = np.zeros((self.n_items, self.spec.alike_dim), np.float32)
+        known = min(self.n_items, len(tables[0]))
+        alike_NK[:, : self.spec.likeness_dim] = self.likeness_NK
+        alike_NK[:known, self.spec.likeness_dim :] = np.concatenate([table[:known] for table in tables], axis=1)
+        return alike_NK
 
-    def _build_readings(self, stored: dict[str, torch.Tensor], like: Snapshot | None) -> None:
-        """Fold-ins on the stored co-occurrence and on learned vectors, those of `like` where they are the same."""
+    def _build_readings(self, state: dict[str, Any], like: Snapshot | None) -> None:
+        """Fold-ins on the stored co-occurrence and on learned vectors, those of `like` where they are the same; and the
+        reading of factors."""
+        stored, factors = state["cooccurrence"], state["factors"]
+        self._factors = FactorReading(*(factors[name][: self.n_items] for name in ("mean", "precision", "counts")))
         self._folded: FoldIn | None = None
         self._taste: FoldIn | None = None
         if self.spec.objective == "rating":
@@ -197,7 +203,7 @@ class Snapshot:
         """Published vectors (R, V) from personal parts, biases, popularity features, likeness and co-occurrence."""
         parts = (vectors_RD, bias_R, features_RK, alike_RK)
         vectors, bias, features, alike = (torch.from_numpy(part) for part in parts)
-        published = self.scorer.items(vectors, bias, features, self.untouched, alike)
+        published = self.scorer.items(vectors, bias, features, self.corrections, alike)
         return np.asarray(published.numpy())
 
     @torch.no_grad()
@@ -212,9 +218,10 @@ class Snapshot:
         profiles: FeatureTable | None = None,
         past_BD: torch.Tensor | None = None,
         readings: Readings | None = None,
+        learned_alone: bool = False,
     ) -> Vectors:
         """Published vectors (B, V) of users with these histories; the rest is as in this snapshot unless it is
-        given."""
+        given. With `learned_alone` what the weights make of them, neither scaled nor read beside: so much shorter."""
         inputs = histories.tensors(self.values)
         rows = inputs.item_BL.numpy()
         if vectors_BLD is None:
@@ -231,11 +238,12 @@ class Snapshot:
             items_BLV = self.vectors_NV[rows] if self.n_items else np.zeros((*rows.shape, self.dim), np.float32)
         if past_BD is None:
             past_BD = histories.past().mean(self._read_ND)
-        if readings is None:
+        if readings is None and not learned_alone:
             readings = self.readings(histories, self.alike_NK.__getitem__, self.personal_ND.__getitem__)
         table = self.user_features if profiles is None else profiles
         published = self.scorer.users(
-            torch.from_numpy(vectors_BLD), torch.from_numpy(features_BLK), past_BD, inputs, self.scales,
+            torch.from_numpy(vectors_BLD), torch.from_numpy(features_BLK), past_BD, inputs,
+            neutral_scales() if learned_alone else self.scales,
             profiles=catalogue.gather(table, users, "cpu") if self.spec.user_features else None,
             items_BLV=None if items_BLV is None else torch.from_numpy(items_BLV),
             readings=readings,
@@ -249,13 +257,13 @@ class Snapshot:
         ratings it follows from the values that users gave."""
         if self._folded is None:
             return None
-        split = self.spec.likeness_dim
+        split, end = self.spec.likeness_dim, self.spec.likeness_dim + self.spec.cooccurrence_dim
         return Readings.of(
             histories,
             lambda rows: torch.from_numpy(alike(rows)[:, :split]),
-            lambda rows: torch.from_numpy(alike(rows)[:, split:]),
+            lambda rows: torch.from_numpy(alike(rows)[:, split:end]),
             lambda rows: torch.from_numpy(personal(rows)),
-            folded=self._folded, taste=self._taste,
+            factors=self._factors, folded=self._folded, taste=self._taste,
         )  # fmt: skip
 
     def histories(self, users: Ints, until_B: NDArray[np.float64] | None = None) -> Histories:

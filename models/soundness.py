@@ -28,6 +28,7 @@ def check_learner(
     optimizer: Mapping[str, Any],
     dim: int,
     cooccurrence_dim: int,
+    factors_dim: int,
     items: int,
     events: int,
 ) -> None:
@@ -41,6 +42,7 @@ def check_learner(
         _check_shapes(state[name], like, torch.float32, name)
         not_negative(state[name]["power"], f"{name} power")
     _check_cooccurrence(state["cooccurrence"], known, cooccurrence_dim)
+    _check_factors(state["factors"], known, factors_dim)
     _check_popularity(state["popularity"], events)
     if known > items or len(state["popularity"]["last"]) > items:
         raise ValueError(f"The state has rows of {known} items, of {items} there are.")
@@ -127,6 +129,14 @@ def _check_cooccurrence(found: Mapping[str, Any], rows: int, dim: int) -> None:
     check_tensors(found, like, "cooccurrence")
     not_negative(found["counts"], "cooccurrence counts")
     not_negative(found["recent"], "cooccurrence counts")
+
+
+def _check_factors(found: Mapping[str, Any], rows: int, dim: int) -> None:
+    like = {name: torch.empty(rows, dim, device="meta") for name in ("mean", "precision")}
+    counts = torch.empty(rows, dtype=torch.float64, device="meta")
+    check_tensors(found, {**like, "variance": torch.empty(dim, device="meta"), "counts": counts}, "factors")
+    for name in ("precision", "variance", "counts"):
+        not_negative(found[name], f"factors {name}")
 
 
 def _check_popularity(found: Mapping[str, Any], events: int) -> None:

@@ -48,6 +48,10 @@ class ModelSpec:
     """How many numbers of a published vector tell which items the same users choose; 0: none. Only `ranking` and
     `rating`, with head `dot`."""
 
+    factors: int = 16
+    """How many numbers of a published vector tell of what users want in as few dimensions as their choices bear out, at
+    most; 0: none. Only `ranking` with head `dot`."""
+
     def __post_init__(self) -> None:
         # tables have no order: neither has what is learned
         for name in ("modalities", "frames", "user_features"):
@@ -64,9 +68,14 @@ class ModelSpec:
         return self.cooccurrence if self.objective in ("ranking", "rating") and self.head == "dot" else 0
 
     @property
+    def factors_dim(self) -> int:
+        """How many numbers of a published vector are factors."""
+        return self.factors if self.objective == "ranking" and self.head == "dot" else 0
+
+    @property
     def alike_dim(self) -> int:
-        """How many numbers tell which items are alike: likeness, then co-occurrence."""
-        return self.likeness_dim + self.cooccurrence_dim
+        """How many numbers tell which items are alike: likeness, then co-occurrence, then factors."""
+        return self.likeness_dim + self.cooccurrence_dim + self.factors_dim
 
     @property
     def events_read(self) -> int:

@@ -21,6 +21,7 @@ SHOWN_VALUES = 6
 ITEM_PARTS = {
     "id": "what was learned of it alone",
     "cooccurrence": "how often the same users choose it",
+    "factors": "what this user wants, in few dimensions",
     "bias": "its bias",
     "popularity": "how popular and old it is",
     "taste": "how this user weighs that",

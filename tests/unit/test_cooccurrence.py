@@ -119,10 +119,11 @@ def test_it_goes_on_from_its_state_bit_for_bit() -> None:
     assert not torch.equal(one.values, torch.zeros_like(one.values))
 
 
-def test_a_model_without_it_counts_nothing() -> None:
-    found = taken(log_of([0, 0], [0, 1]), 2, 0)
+def test_a_model_without_it_still_counts_choices() -> None:
+    found, whole = taken(log_of([0, 0], [0, 1]), 2, 0), taken(log_of([0, 0], [0, 1]), 2, 4)
     assert found.values.shape == (2, 0)
-    assert not found.counts.any()
+    assert found.counts.all()
+    assert torch.equal(found.counts, whole.counts)
 
 
 def test_events_that_are_no_choices_change_nothing() -> None:

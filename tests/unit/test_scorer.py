@@ -133,12 +133,13 @@ def test_row_table_moves_only_active_rows_and_remembers_their_gradients() -> Non
 
 
 FOLDED, TASTE = [1.2, 0.9, 0.5, 1.4, 0.7], [0.8, 0.3, 1.1, 0.6, 1.0]
-TRUTH = torch.tensor([0.4, 1.5, 0.8, 0.6, 0.9, *FOLDED, *TASTE, -1.2, -0.5, 0.8])
-"""Scales of the personal term, the bias, the popularity, the likeness, the co-occurrence and the two fold-ins by
-windows of age; what untouched items get; by what shares what was learned of them and their likeness count for less or
-more."""
+COUNTED = [0.3, -0.2, 0.4, 0.0, -0.5, 0.1, 0.2, -0.3]
+TRUTH = torch.tensor([0.4, 1.5, 0.8, 0.6, 0.9, *FOLDED, *TASTE, 1.3, *COUNTED, -1.2, -0.5, 0.8])
+"""Scales of the personal term, the bias, the popularity, the likeness, the co-occurrence, the two fold-ins by windows
+of age and the factors; what log counts add at each half-life; what untouched items get; by what shares what was learned
+of them and their likeness count for less or more."""
 TERMS = len(TRUTH) - 2
-LEARNED = [0, *range(TERMS - 1 - len(TASTE), TERMS - 1)]
+LEARNED = [0, *range(5 + len(FOLDED), 5 + len(FOLDED) + len(TASTE))]
 """Terms of learned vectors."""
 
 
@@ -150,8 +151,9 @@ def random_terms(examples: int, candidates: int, draw: torch.Generator) -> torch
 
 def found(calibration: Calibration) -> torch.Tensor:
     scales = calibration.scales[[2, *range(LENGTHS, SCALES)]]
-    appeal, personal, likeness = calibration.untouched
-    return torch.cat((scales, torch.tensor([appeal * scales[2], personal - 1, likeness - 1])))
+    by_count, (appeal, personal, likeness) = calibration.corrections
+    rest = [*by_count, appeal]
+    return torch.cat((scales, torch.tensor(rest) * scales[2], torch.tensor([personal - 1, likeness - 1])))
 
 
 def scores(terms: torch.Tensor) -> torch.Tensor:
@@ -188,7 +190,7 @@ def test_calibration_on_a_sample_of_the_candidates_finds_the_scales_of_all_of_th
 
 
 def test_user_without_history_or_content_still_gets_a_finite_vector() -> None:
-    spec = ModelSpec(dim=4, history=3, modalities={"text": 2}, likeness=0, cooccurrence=0)
+    spec = ModelSpec(dim=4, history=3, modalities={"text": 2}, likeness=0, cooccurrence=0, factors=0)
     scorer = Scorer(spec)
     inputs = Histories.empty(2, 3).tensors(ValueScale())
     users = scorer.users(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -19,8 +20,6 @@ from benchmarks.contender import Contender
 from benchmarks.entrants import Entry, entries
 from benchmarks.prequential import Past
 from benchmarks.stream import Stream
-from models.cooccurrence import Cooccurrence
-from models.item_tables import RowTable
 from models.learner import Learner
 from models.popularity import Popularity as Counts
 from models.spec import ModelSpec, TrainSpec
@@ -55,9 +54,10 @@ def built(stream: Stream, part: str) -> Iterator[tuple[Contender, Past]]:
         yield learned(make(past), past, len(stream)), past
 
 
-def own(learner: Learner) -> list[RowTable | Cooccurrence]:
+def own(learner: Learner) -> list[torch.Tensor]:
     """What items have of their own."""
-    return [*learner.tables.values(), learner.cooccurrence]
+    tables = [table.values for table in learner.tables.values()]
+    return [*tables, learner.cooccurrence.values, learner.factors.mean]
 
 
 @pytest.mark.parametrize("part", [*ablations.PLAIN, "text"])
@@ -68,9 +68,10 @@ def test_a_part_is_away_in_learning_and_in_serving(stream: Stream, part: str) ->
         gone = {
             "content": lambda: not learner.spec.modalities,  # noqa: B023
             "text": lambda: list(learner.spec.modalities) == ["image"],  # noqa: B023
-            "ids": lambda: not any(table.values.any() for table in own(learner)),  # noqa: B023
+            "ids": lambda: not any(values.any() for values in own(learner)),  # noqa: B023
             "history": lambda: bool((scores == scores[0]).all()),  # noqa: B023
-            "cooccurrence": lambda: not learner.cooccurrence.counts.any(),  # noqa: B023
+            "cooccurrence": lambda: learner.cooccurrence.values.shape[1] == 0,  # noqa: B023
+            "factors": lambda: learner.factors.mean.shape[1] == 0,  # noqa: B023
             "replay": lambda: contender.config.train.replay_ratio == 0,  # noqa: B023
             "popularity": lambda: not contender.overlay.snapshot.features_NK.any(),  # noqa: B023
             "calibration": lambda: bool((learner.calibration.scales == 1).all()),  # noqa: B023
@@ -86,7 +87,7 @@ def test_everything_is_there_in_the_whole_and_after_a_part_was_away(stream: Stre
     contender = learned(Contender(past, SMALL), past, len(stream))
     learner = contender.trainer.learner
     scores = np.array([contender.row(user, [], float(stream.t[-1])) for user in range(past.nu)])
-    assert all(table.values.any() for table in own(learner))
+    assert all(values.any() for values in own(learner))
     assert contender.overlay.snapshot.features_NK.any()
     assert not (learner.calibration.scales == 1).all()
     assert not (scores == scores[0]).all()

@@ -1,0 +1,184 @@
+"""Factors: what users want and what items are, inferred from choices that use items up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from models import factors
+from models.cooccurrence import Cooccurrence
+from models.event_log import EventLog
+from models.factors import FactorReading, Factors, first_choices
+from tests.unit.test_cooccurrence import log_of
+
+Floats = NDArray[np.float64]
+DIM = 6
+
+
+def world(users: int, items: int, each: int, latent: int = 2) -> tuple[EventLog, Floats, Floats]:
+    """Choices by McFadden's law without repeats, in a random order of users; tastes and items."""
+    rng = np.random.default_rng(3)
+    taste, item = 1.5 * rng.standard_normal((users, latent)), rng.standard_normal((items, latent))
+    utility = taste @ item.T + 0.5 * rng.standard_normal(items)
+    # the order of utilities plus Gumbel noise is one of choices without repeats
+    order = np.argsort(-(utility + rng.gumbel(size=utility.shape)), axis=1)[:, :each]
+    turns = rng.permutation(np.repeat(np.arange(users), each))
+    place = np.zeros(users, np.int64)
+    chosen = []
+    for user in turns.tolist():
+        chosen.append(int(order[user, place[user]]))
+        place[user] += 1
+    return log_of(turns.tolist(), chosen), taste, item
+
+
+def take(found: Factors, counted: Cooccurrence, log: EventLog, start: int, stop: int, draw: torch.Generator) -> None:
+    for at in range(start, stop, 500):
+        positions = np.arange(at, min(at + 500, stop))
+        counted.take(log.view(), positions, draw)
+        found.take(log.view(), positions, counted.counts, draw)
+
+
+def learned(log: EventLog, items: int, dim: int = DIM) -> tuple[Factors, Cooccurrence, torch.Generator]:
+    found, counted = Factors(dim, "cpu"), Cooccurrence(0, "cpu")
+    found.grow(items)
+    counted.grow(items)
+    draw = torch.Generator().manual_seed(0)
+    take(found, counted, log, 0, len(log), draw)
+    return found, counted, draw
+
+
+def past_of(log: EventLog, user: int) -> torch.Tensor:
+    view = log.view()
+    return torch.from_numpy(view.item[view.of_user(user)][::-1].astype(np.int64)[None].copy())
+
+
+def test_as_many_dimensions_stay_as_the_choices_bear_out_and_they_are_the_worlds() -> None:
+    log, taste, item = world(users=150, items=80, each=30)
+    found, _, _ = learned(log, 80)
+    size = np.sort(found.mean.std(0).numpy())[::-1]
+    assert (size[:2] > 0.5).all()
+    assert (size[2:] < 0.05).all()
+    # no axes are told, so what can be right are the products
+    theta = torch.cat([found.reading(past_of(log, user)) for user in range(150)])
+    products, true = (theta @ found.mean.T).numpy(), taste @ item.T
+    products, true = products - products.mean(1, keepdims=True), true - true.mean(1, keepdims=True)
+    assert np.corrcoef(products.ravel(), true.ravel())[0, 1] > 0.9
+
+
+def test_choices_by_nobodys_taste_leave_no_dimension() -> None:
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(100), 20)
+    item = np.concatenate([rng.permutation(50)[:20] for _ in range(100)])
+    order = rng.permutation(len(user))
+    found, _, _ = learned(log_of(user[order].tolist(), item[order].tolist()), 50)
+    assert float(found.mean.std(0).max()) < 0.15
+
+
+def test_a_users_vector_is_the_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factors, "NEWTON_STEPS", 25)
+    draw = torch.Generator().manual_seed(1)
+    mean_NK, counts_N = torch.randn(12, 3, generator=draw), torch.arange(1.0, 13.0, dtype=torch.float64)
+    reading = FactorReading(mean_NK, torch.full((12, 3), 1e9), counts_N)
+    chosen = [7, 2, 11, 4]  # newest first
+    theta = reading(torch.tensor([[*chosen, -1]]))[0].double().requires_grad_()
+    # of four choices the oldest item was there for one, the newest for all
+    there = torch.ones(12, dtype=torch.float64)
+    there[chosen] = torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64)
+    utility = mean_NK.double() @ theta
+    posterior = utility[chosen].sum() - 4 * (utility.exp() * there * counts_N).sum().log() - theta @ theta / 2
+    (gradient,) = torch.autograd.grad(posterior, theta)
+    torch.testing.assert_close(gradient, torch.zeros(3, dtype=torch.float64), atol=1e-4, rtol=0)
+    assert float(theta.detach().norm()) > 0.1
+
+
+def test_little_known_items_move_a_user_less() -> None:
+    mean_NK, counts_N = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)), torch.ones(30).double()
+    past_BP = torch.tensor([[1, 2, 3, 4, 5]])
+    sure, unsure = (FactorReading(mean_NK, torch.full((30, 3), known), counts_N)(past_BP) for known in (100.0, 1.0))
+    assert float(unsure.norm()) < 0.8 * float(sure.norm())
+
+
+def test_a_user_of_nothing_and_items_nobody_knows_say_nothing() -> None:
+    log, _, _ = world(users=20, items=15, each=6)
+    found, _, _ = learned(log, 15)
+    assert not found.reading(torch.full((2, 4), -1)).any()
+    known, more = torch.tensor([[3, 1, -1]]), torch.tensor([[3, 99, 1]])
+    torch.testing.assert_close(found.reading(more), found.reading(known))
+    empty = Factors(DIM, "cpu")
+    assert not empty.reading(torch.full((2, 4), -1)).any()
+    assert not empty.reading(torch.full((2, 4), 7)).any()
+
+
+def test_items_that_nobody_chose_stay_where_they_are() -> None:
+    log, _, _ = world(users=20, items=15, each=6)
+    found, _, _ = learned(log, 18)
+    assert not found.mean[15:].any()
+    assert found.mean[:15].any(1).all()
+    found.blank(torch.tensor([2]))
+    assert not found.mean[2].any()
+
+
+def test_turned_axes_say_the_same() -> None:
+    log, _, _ = world(users=40, items=30, each=10)
+    found, _, _ = learned(log, 30)
+    theta_BK, precision_BKK = found.reading.posterior(past_of(log, 0))
+    before = theta_BK @ found.mean.T
+    turn_KK = found._turn(theta_BK, torch.linalg.inv(precision_BKK))
+    after = theta_BK @ torch.linalg.inv(turn_KK).T @ found.mean.T
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
+
+
+def test_it_goes_on_from_its_state_to_the_last_bit() -> None:
+    log, _, _ = world(users=60, items=40, each=12)
+    half = len(log) // 2
+    one, counted, draw = Factors(DIM, "cpu"), Cooccurrence(0, "cpu"), torch.Generator().manual_seed(0)
+    one.grow(40)
+    counted.grow(40)
+    take(one, counted, log, 0, half, draw)
+    other, again = Factors(DIM, "cpu"), Cooccurrence(0, "cpu")
+    other.load(one.state())
+    again.load(counted.state())
+    drawn = torch.Generator()
+    drawn.set_state(draw.get_state())
+    take(one, counted, log, half, len(log), draw)
+    take(other, again, log, half, len(log), drawn)
+    for name, value in one.state().items():
+        assert torch.equal(value, other.state()[name]), name
+
+
+def test_a_choice_counts_where_it_was_first_and_only_if_it_was_one() -> None:
+    item_BP = np.array([[5, 3, 5, -1, 3, 8], [1, 2, 3, 4, 5, 6]])
+    weight_BP = np.array([[1, 1, 1, 1, 1, -1], [1, 0, 1, np.nan, 2, 1]], np.float32)
+    expected = [[-1, -1, 5, -1, 3, -1], [1, -1, 3, -1, 5, 6]]
+    np.testing.assert_array_equal(first_choices(item_BP, weight_BP), expected)
+
+
+def test_of_many_items_some_stand_for_all_by_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factors, "ITEMS", 50)
+    monkeypatch.setattr(factors, "STAND_INS", 40)
+    counts_N = torch.arange(1.0, 201.0, dtype=torch.float64)
+    rows, shares = factors._stand_ins(counts_N, 0.25)
+    assert len(rows) <= 40
+    assert float(shares.sum()) == pytest.approx(1)
+    # of any run of items the share is right to within the distance of two places
+    true_N, found_N = counts_N / counts_N.sum(), torch.zeros(200, dtype=torch.float64)
+    found_N[rows] = shares.double()
+    assert float((true_N.cumsum(0) - found_N.cumsum(0)).abs().max()) <= 1 / 40
+    log, taste, item = world(users=150, items=80, each=30)
+    found, _, _ = learned(log, 80)
+    theta = torch.cat([found.reading(past_of(log, user)) for user in range(150)])
+    products, true = (theta @ found.mean.T).numpy(), taste @ item.T
+    products, true = products - products.mean(1, keepdims=True), true - true.mean(1, keepdims=True)
+    # half as many places as items; the same ones block after block made it 0.2
+    assert np.corrcoef(products.ravel(), true.ravel())[0, 1] > 0.6
+
+
+def test_of_many_users_some_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, _, _ = world(users=60, items=40, each=12)
+    monkeypatch.setattr(factors, "USERS", 10)
+    assert len(factors._histories_of(log.view(), np.arange(len(log)))) == 10
+    found, _, _ = learned(log, 40)
+    assert bool(found.mean.isfinite().all())
+    assert bool(found.mean.any())
