@@ -58,6 +58,13 @@ class WithoutCooccurrence(Contender):
         super().__init__(past, config.model_copy(update={"model": replace(config.model, cooccurrence=0)}))
 
 
+class WithoutVintage(Contender):
+    """Does not know when items came, but for what their age is to their popularity."""
+
+    def __init__(self, past: Past, config: Config) -> None:
+        super().__init__(past, config.model_copy(update={"model": replace(config.model, vintage=0)}))
+
+
 class WithoutFactors(Contender):
     """Infers no factors."""
 
@@ -117,10 +124,11 @@ PATCHES = {"ids": _no_ids, "popularity": _no_popularity, "calibration": _no_cali
 CONFIGURED = {
     "history": WithoutHistory,
     "replay": WithoutReplay,
+    "vintage": WithoutVintage,
     "cooccurrence": WithoutCooccurrence,
     "factors": WithoutFactors,
 }
-PLAIN = ("content", "ids", "history", "replay", "cooccurrence", "factors", "popularity", "calibration")
+PLAIN = ("content", "ids", "history", "replay", "vintage", "cooccurrence", "factors", "popularity", "calibration")
 """What can be taken away whatever the stream; each of its modalities too, by name."""
 
 

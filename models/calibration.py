@@ -6,9 +6,10 @@ A Gaussian belief about the scales, and about what items that nobody has touched
 phase to phase: each phase's softmax likelihood is maximised with that belief as the prior (Laplace approximation, by
 Fisher scoring), and the belief fades by a half-life in events.
 
-Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity, likeness, co-occurrence,
-the fold-in on it by windows of age, that on learned vectors, factors, log counts at each half-life, and 1 for an
-untouched item), S scales, C coefficients: the scales, then those of log counts, then what untouched items get.
+Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity, likeness and vintage at
+each pace, co-occurrence, the fold-in on it by windows of age, that on learned vectors, factors, log counts at each
+half-life, and 1 for an untouched item), S scales, C coefficients: the scales, then those of log counts, then what
+untouched items get.
 """
 
 from __future__ import annotations
@@ -19,9 +20,16 @@ import torch
 from torch import Tensor
 
 from models.histories import LENGTHS
-from models.past import WINDOWS
 from models.popularity import HALF_LIVES
-from models.scorer import POPULARITY_SCALE, SCALES, Corrections, Untouched
+from models.scorer import (
+    LIKENESS_SCALES,
+    POPULARITY_SCALE,
+    SCALES,
+    TASTE_SCALES,
+    VINTAGE_SCALES,
+    Corrections,
+    Untouched,
+)
 
 HALF_LIFE = 5_000.0
 """Events after which a phase's evidence counts half."""
@@ -35,19 +43,21 @@ MOST_COUNTED = 2.0
 """Bound of what a log count at one half-life adds, up or down."""
 UNTOUCHED = SCALES + len(HALF_LIVES)
 """The first coefficient of those for untouched items: what is added to their appeal; then by what share their personal
-term counts for more or less than others', and their likeness."""
-COEFFICIENTS = UNTOUCHED + 3
+term counts for more or less than others', their likeness, and their vintage."""
+COEFFICIENTS = UNTOUCHED + 4
 BOUNDS = torch.tensor(
     [
         *[[FLOOR, CEILING]] * SCALES,
         *[[-MOST_COUNTED, MOST_COUNTED]] * len(HALF_LIVES),
-        *([-MOST_UNTOUCHED, MOST_UNTOUCHED], [-0.98, 2.0], [-0.98, 9.0]),
+        *([-MOST_UNTOUCHED, MOST_UNTOUCHED], [-0.98, 2.0], [-0.98, 9.0], [-0.98, 9.0]),
     ],
     dtype=torch.float64,
 )
 """Of each coefficient, lowest and highest."""
-TWOFOLD = ([0, *range(5 + WINDOWS, 5 + 2 * WINDOWS)], [3])
-"""Terms that have other scales for untouched items: those of learned vectors have one, and the likeness another."""
+_TERMS = [0] * LENGTHS + list(range(1, SCALES - LENGTHS + 1))
+"""Which term each scale is of: the first ones share one, which is the personal."""
+TWOFOLD = ([0, *_TERMS[TASTE_SCALES]], _TERMS[LIKENESS_SCALES], _TERMS[VINTAGE_SCALES])
+"""Terms that have other scales for untouched items: those of learned vectors, of likeness and of vintage."""
 NEWTON_STEPS = 10
 """At most …"""
 ENOUGH = 0.1
@@ -69,10 +79,10 @@ class Calibration:
     @property
     def corrections(self) -> Corrections:
         """What becomes of items' own vectors."""
-        appeal, personal, likeness = self.mean[UNTOUCHED:].tolist()
+        appeal, *shares = self.mean[UNTOUCHED:].tolist()
         # the popularity's scale will be put on all of their appeal
         by_count = self.mean[SCALES:UNTOUCHED] / self.scales[POPULARITY_SCALE]
-        untouched = Untouched(float(appeal / self.scales[POPULARITY_SCALE]), 1 + personal, 1 + likeness)
+        untouched = Untouched(float(appeal / self.scales[POPULARITY_SCALE]), *(1 + share for share in shares))
         return Corrections(tuple(by_count.tolist()), untouched)
 
     def fade(self, events: int) -> None:

@@ -29,6 +29,8 @@ Ints = NDArray[np.int64]
 
 HALF_LIFE = 15_000.0
 """Events after which a choice counts half."""
+RECENT_HALF_LIFE = 10.0
+"""After so many later events of the same user one counts half in what they chose last."""
 WEIGHT = 8.0
 """What the product of two vectors is multiplied by before calibration, which starts from 1."""
 SHARE_HALF_LIFE = 3_000.0

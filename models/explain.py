@@ -3,7 +3,7 @@ did. Each of the two adds up to the score.
 
 By the item, the terms of `models.scorer` are sums as they stand:
 
-    score = Σ_m (⟨u, y_m⟩ + ⟨r_u, r_m⟩) + ⟨u, residual⟩ + cooccurrence + factors + bias + popularity + taste
+    score = Σ_m (⟨u, y_m⟩ + ⟨r_u, r_m⟩) + ⟨u, residual⟩ + vintage + cooccurrence + factors + bias + popularity + taste
             (+ base, for ratings) + rest
 
 with the scales of calibration in each. r_m is what was announced of modality m (`models.likeness`), y_m what the
@@ -44,13 +44,13 @@ Coalitions = NDArray[np.bool_]
 def explain(overlay: Overlay, user_id: str, item_id: str) -> dict[str, Any] | None:
     """The score of a pair and what it is made of, plain values; None where the item is unknown.
 
-    `item`: `modalities` by name (those that the item has), `id`, `cooccurrence` (how often the same users chose it and
-    what this one chose last), `factors` (what this one wants, in few dimensions), `bias`, `popularity` (the same for
-    everybody), `taste` (how this user weighs it), `base` (only for ratings, the user's mean), `rest`; and `credit`, how
-    modalities got theirs: `weights` or `shapley`. `user`: `anyone`, `mean` (only for ratings, what the user's own mean
-    adds), `features` (where there are any), `history` (newest first: `item_id`, `action`, `value`, `time` in seconds
-    since the epoch, `attributes` and its part `score`), `earlier` (all that came before these), `rest`. A user nobody
-    knows is the default user.
+    `item`: `modalities` by name (those that the item has), `id`, `vintage` (whether it came when what this user chose
+    last did), `cooccurrence` (how often the same users chose it and what this one chose last), `factors` (what this one
+    wants, in few dimensions), `bias`, `popularity` (the same for everybody), `taste` (how this user weighs it), `base`
+    (only for ratings, the user's mean), `rest`; and `credit`, how modalities got theirs: `weights` or `shapley`.
+    `user`: `anyone`, `mean` (only for ratings, what the user's own mean adds), `features` (where there are any),
+    `history` (newest first: `item_id`, `action`, `value`, `time` in seconds since the epoch, `attributes` and its part
+    `score`), `earlier` (all that came before these), `rest`. A user nobody knows is the default user.
     """
     row = overlay.item_index(item_id)
     if row is None:
@@ -99,9 +99,10 @@ def _by_item(overlay: Overlay, row: int, user_V: Vectors, item_V: Vectors, score
     d = snapshot.d
     products_V = user_V.astype(np.float64) * item_V
     taste = d + 2 + POPULARITY_DIM
-    together = taste + snapshot.spec.likeness_dim
+    vintage, together = taste + snapshot.spec.likeness_dim, taste + snapshot.spec.told_dim
     factors, end = together + snapshot.spec.cooccurrence_dim, taste + snapshot.spec.alike_dim
     parts: dict[str, Any] = {
+        "vintage": float(products_V[vintage:together].sum()),
         "cooccurrence": float(products_V[together:factors].sum()),
         "factors": float(products_V[factors:end].sum()),
         "bias": float(products_V[d]),
@@ -113,7 +114,7 @@ def _by_item(overlay: Overlay, row: int, user_V: Vectors, item_V: Vectors, score
     share = snapshot.corrections.untouched if overlay.popularity_of(row)[NEVER_SEEN] > 0 else AS_OTHERS
     modalities, own, credit = _personal(overlay, row, user_V, item_V)
     modalities = {name: share.personal * part for name, part in modalities.items()}
-    for name, part in _likeness(overlay, row, user_V[taste:together]).items():
+    for name, part in _likeness(overlay, row, user_V[taste:vintage]).items():
         modalities[name] += share.likeness * part
     rest = score - sum(parts.values()) - sum(modalities.values()) - own
     return {"modalities": modalities, "id": own, **parts, "rest": float(rest), "credit": credit}

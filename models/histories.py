@@ -125,9 +125,9 @@ class Histories:
         """What the decayed means of all that was chosen are made of."""
         return Past.of(self.past_BP, self.weight_BP)
 
-    def liked(self) -> Past:
-        """What the users' likeness is the mean of."""
-        return Past.of(self.past_BP[:, : likeness.EVENTS], self.weight_BP[:, : likeness.EVENTS], likeness.HALF_LIFE)
+    def liked(self, half_life: float) -> Past:
+        """What was chosen last, decayed so fast."""
+        return Past.of(self.past_BP[:, : likeness.EVENTS], self.weight_BP[:, : likeness.EVENTS], half_life)
 
     def chosen(self) -> Past:
         """All that the users chose, as far as it is known, each choice like any other, in windows of age."""

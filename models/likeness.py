@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-HALF_LIFE = 10.0
-"""After so many later events of the same user one counts half."""
+HALF_LIVES = (2.0, 30.0)
+"""A user's events are read at two paces: after so many later ones of the same user one counts half."""
+PACES = len(HALF_LIVES)
 EVENTS = 50
 """How many of a user's last events count at all."""
-WEIGHT = 3.0
+WEIGHT = 2.0
 """What the product of two copies is multiplied by before calibration, which starts from 1."""
 _CHUNK = 256
 

@@ -313,10 +313,17 @@ class Overlay:
     def _append(self, batch: EventBatch) -> range:
         snapshot = self.snapshot
         user = np.array([self._user_row(one) for one in batch.users], np.int64)
+        known = self._size
         item = np.array([self._item_row(one) for one in batch.items], np.int64)
         for row, time in zip(item.tolist(), batch.times.tolist(), strict=True):
             if row >= snapshot.n_items:
                 self._announced[row] = min(self._when_announced(row), time)
+        if new := range(known, self._size):  # nobody has told of them, but when they came is known
+            contents, likeness = (
+                np.zeros((len(new), size), np.float32) for size in (snapshot.d, snapshot.spec.likeness_dim)
+            )
+            announced = np.array([self._announced[row] for row in new])
+            self._patches.set_content(np.array(new), contents, snapshot.told(likeness, announced))
         rows = (snapshot.actions.row(one) for one in batch.actions)
         action = np.array([0 if row is None else row for row in rows], np.int64)
         default = snapshot.weights.get("default", 1.0)
@@ -348,8 +355,8 @@ class Overlay:
             make(snapshot.scorer, self._contents, rows, "cpu").numpy()
             for make in (catalogue.encode, catalogue.likeness)
         )
-        self._patches.set_content(rows, contents, likeness)
         announced = np.array([self._announced[row] for row in rows.tolist()])
+        self._patches.set_content(rows, contents, snapshot.told(likeness, announced))
         self._refresh(rows, np.maximum(announced, -np.inf if snapshot.event_time is None else snapshot.event_time))
 
     def _refresh(self, rows: Ints, now: NDArray[np.float64]) -> None:

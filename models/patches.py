@@ -81,7 +81,7 @@ class ItemPatches:
         return self._features.gather(rows, self._slot.rows[rows])
 
     def alike(self, rows: Ints) -> Vectors:
-        """Their likeness and co-occurrence, (…, K)."""
+        """Their likeness, vintage, co-occurrence and factors, (…, K)."""
         return self._alike.gather(rows, self._slot.rows[rows])
 
     def read(self, rows: Ints) -> Vectors:
@@ -91,14 +91,14 @@ class ItemPatches:
         vectors[known] += self._snapshot.context[rows[known]]
         return vectors
 
-    def set_content(self, rows: Ints, contents_RD: Vectors, likeness_RK: Vectors) -> None:
+    def set_content(self, rows: Ints, contents_RD: Vectors, told_RK: Vectors) -> None:
         """These rows (R,), each once, have new contents. Their published vectors follow with `set_features`."""
         known = rows < self._snapshot.n_items
         personal = contents_RD.copy()
         personal[known] += self._snapshot.residual[rows[known]]
         slots = self._slots(rows)
         self._personal.patches.rows[slots] = personal
-        self._alike.patches.rows[slots, : likeness_RK.shape[1]] = likeness_RK
+        self._alike.patches.rows[slots, : told_RK.shape[1]] = told_RK
 
     def set_features(self, rows: Ints, features_RK: Vectors) -> None:
         """These rows (R,), each once, are as popular and as old as this: their published vectors are computed anew."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import catalogue, losses
+from models import catalogue, likeness, losses
 from models.event_log import LogView
 from models.examples import Examples
 from models.fold_in import FoldIn
@@ -22,6 +22,7 @@ from models.objective import Ints, Objective, Step
 from models.popularity import HALF_LIVES, NEVER_SEEN
 from models.readings import Lookup, Readings
 from models.sampling import uniform_negatives
+from models.vintage import knots_of, vintages
 
 CALIBRATED = 192
 """Most events of a block that the scales are fitted on."""
@@ -178,12 +179,16 @@ class Ranking(Objective):
             self.learner.advance(log, int(examples.position_B[start]), values=False)
             yield slice(start, stop)
 
-    def _likeness(self, *parts: Ints) -> Lookup:
-        """What was announced with any of these rows."""
-        learner = self.learner
-        known_R = np.unique(np.concatenate(parts))
+    def _told(self, *parts: Ints) -> Lookup:
+        """What was told of any of these rows, -1 for none: their likeness and their vintage."""
+        learner, size = self.learner, self.learner.spec.vintage_dim
+        known_R = np.unique(np.concatenate([part.ravel() for part in parts]))
+        known_R = known_R[known_R >= 0]
+        announced = learner.memory.announced
+        vintage_RK = torch.from_numpy(vintages(announced[known_R], knots_of(announced, size), size)).to(learner.device)
         likeness_RK = catalogue.likeness(learner.scorer, learner.memory.item_features, known_R, learner.device)
-        return lambda rows: likeness_RK[torch.from_numpy(np.searchsorted(known_R, rows)).to(learner.device)]
+        told_RK = torch.cat((likeness_RK, vintage_RK), dim=1)
+        return lambda rows: told_RK[torch.from_numpy(np.searchsorted(known_R, rows)).to(learner.device)]
 
     def _at(self, table_NK: Tensor) -> Lookup:
         return lambda rows: table_NK[torch.from_numpy(rows).to(table_NK.device)]
@@ -193,7 +198,7 @@ class Ranking(Objective):
         first, the target."""
         learner = self.learner
         scorer, spec, d = learner.scorer, learner.spec, learner.spec.dim
-        sizes = [spec.likeness_dim, spec.cooccurrence_dim, spec.factors_dim]
+        sizes = [spec.likeness_dim, spec.vintage_dim, spec.cooccurrence_dim, spec.factors_dim]
         together = self._at(learner.cooccurrence.values)
         factors = self._at(learner.factors.mean)
         lead = self._calibration_items()
@@ -203,15 +208,15 @@ class Ranking(Objective):
         own_B = target_B + n
         # the table's contents are those of the weights that learn, and not of the averages that are in place
         contents = catalogue.encode(scorer, learner.memory.item_features, both.cpu().numpy(), learner.device)
-        like = self._likeness(lead.cpu().numpy(), examples.item_B, examples.histories.liked().row_E)
+        told = self._told(lead.cpu().numpy(), examples.item_B, examples.histories.past_BP[:, : likeness.EVENTS])
         alike_NK, alike_BK = (
-            torch.cat((like(one), together(one), factors(one)), dim=1) for one in (lead.cpu().numpy(), examples.item_B)
+            torch.cat((told(one), together(one), factors(one)), dim=1) for one in (lead.cpu().numpy(), examples.item_B)
         )
         # as in all of the past that the tower reads, contents are the table's
         learned_ND = torch.addcmul(learner.contents, learner.admitted().unsqueeze(1), learner.residual.values)
         readings = Readings.of(
-            examples.histories, like, together, self._at(learned_ND),
-            factors=learner.factors.reading, folded=learner.cooccurrence.fold_in(),
+            examples.histories, told, together, self._at(learned_ND),
+            likeness_dim=spec.likeness_dim, factors=learner.factors.reading, folded=learner.cooccurrence.fold_in(),
             taste=FoldIn(learned_ND, learner.cooccurrence.recent),
         )  # fmt: skip
 
@@ -224,17 +229,18 @@ class Ranking(Objective):
         features = torch.cat([features for *_, features in moments])
         user_BV = self.users(examples, history, read, features, training=False)
 
-        user_B1V, like_B1K, taste_BWD = user_BV.unsqueeze(1), readings.like_BK.unsqueeze(1), readings.taste_BWD
+        user_B1V, taste_BWD = user_BV.unsqueeze(1), readings.taste_BWD
         by_chosen_BWK = torch.cat((readings.together_BK.unsqueeze(1), readings.folded_BWK), dim=1)
         assert taste_BWD is not None
 
         def terms(part: slice, v: Tensor, alike: Tensor, counts: Tensor, untouched: Tensor, pattern: str) -> Tensor:
-            outline, chosen_by, factor = torch.split(alike, sizes, dim=1)
+            outline, vintage, chosen_by, factor = torch.split(alike, sizes, dim=1)
             pairs = (
                 (user_B1V[:, :, :d], v[:, :d]),
                 (user_B1V[:, :, d : d + 1], v[:, d : d + 1]),
                 (user_B1V[:, :, d + 1 :], v[:, d + 1 :]),
-                (like_B1K, outline),
+                (readings.like_BPK, outline),
+                (readings.vintage_BPK, vintage),
                 (by_chosen_BWK, chosen_by),
                 (taste_BWD, v[:, :d]),
                 (readings.factors_BK.unsqueeze(1), factor),

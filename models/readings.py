@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import cooccurrence, fold_in, likeness
+from models import cooccurrence, fold_in, likeness, vintage
 from models.factors import FactorReading, first_choices
 from models.fold_in import FoldIn
 from models.histories import Histories
@@ -36,8 +36,10 @@ Lookup = Callable[[Ints], Tensor]
 class Readings:
     """Each is what its product with an item's vectors adds to the score, before calibration."""
 
-    like_BK: Tensor
-    """Beside items' likeness."""
+    like_BPK: Tensor
+    """Beside items' likeness, at each pace."""
+    vintage_BPK: Tensor
+    """Beside their vintage, likewise."""
     together_BK: Tensor
     """Beside their co-occurrence."""
     folded_BWK: Tensor
@@ -51,17 +53,20 @@ class Readings:
     def of(
         cls,
         histories: Histories,
-        like: Lookup,
+        told: Lookup,
         together: Lookup,
         personal: Lookup,
         *,
+        likeness_dim: int,
         factors: FactorReading,
         folded: FoldIn,
         taste: FoldIn | None,
     ) -> Readings:
-        """Of these histories, from items' likeness, co-occurrence and learned vectors; `folded` is of co-occurrence
-        and `taste` of the learned vectors."""
-        liked, chosen = histories.liked(), histories.chosen()
+        """Of these histories, from what was told of items (likeness, of `likeness_dim` columns, then vintage), their
+        co-occurrence and learned vectors; `folded` is of co-occurrence and `taste` of the learned vectors."""
+        paces = [histories.liked(half_life) for half_life in likeness.HALF_LIVES]
+        told_BPK = torch.stack([pace.mean_of(told(pace.row_E)) for pace in paces], dim=1)
+        liked, chosen = histories.liked(cooccurrence.RECENT_HALF_LIFE), histories.chosen()
         row_BP = torch.from_numpy(first_choices(histories.past_BP, histories.weight_BP))
         counts_BW = chosen.counts_X.reshape(-1, WINDOWS)
 
@@ -70,7 +75,8 @@ class Readings:
             return reading(mean_XK.view(*counts_BW.shape, mean_XK.shape[1]), counts_BW)
 
         return cls(
-            like_BK=likeness.WEIGHT * liked.mean_of(like(liked.row_E)),
+            like_BPK=likeness.WEIGHT * told_BPK[..., :likeness_dim],
+            vintage_BPK=vintage.WEIGHT * told_BPK[..., likeness_dim:],
             together_BK=cooccurrence.WEIGHT * liked.mean_of(together(liked.row_E)),
             folded_BWK=fold_in.WEIGHT * fold(folded, together(chosen.row_E)),
             factors_BK=factors(row_BP.to(factors.row_S.device)),

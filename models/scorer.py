@@ -1,18 +1,20 @@
 """The scorer: how an item and a user become the two vectors whose dot product is the score.
 
     score(u, i) = ⟨s_len · u + Σ_k s_taste,k · τ_uk, e_i⟩ + s_bias · b_i + s_pop · (⟨q_u, P_i⟩ + a_i)
-                + s_like · ⟨r_u, r_i⟩ + ⟨s_co · w_u + Σ_k s_fold,k · θ_uk, w_i⟩
+                + Σ_p s_like,p · ⟨r_up, r_i⟩ + Σ_p s_vint,p · ⟨h_up, h_i⟩
+                + ⟨s_co · w_u + Σ_k s_fold,k · θ_uk, w_i⟩
                 + s_fac · ⟨η_u, v_i⟩
 
 e_i is the item's content plus its own residual, b_i its bias; u reads e_h plus a context vector of each item h of the
 history; P_i and a_i come from how popular and how old the item is, and q_u from how popular and old the user's recent
-items were; r_i is what was announced with the item (`models.likeness`), w_i who chose it (`models.cooccurrence`), and
-r_u and w_u the means of those of the user's items, and θ_uk and τ_uk what the user's choices of the k-th window of age
-say by w and by e (`models.readings`). The s are calibration: fitted on events before the weights learn from them, and
-so is what counts at each half-life, and having been touched by nobody, add to an item's a_i; v_i and η_u are factors
-(`models.factors`). Published, an item is [e | b, a, P (, r) (, w) (, v) (, 1)] and a user [s_len u + Σ s_taste τ |
-s_bias, s_pop, s_pop q (, s_like r) (, s_co w + Σ s_fold θ) (, s_fac η) (, base)]. For ratings it is what
-`models.value_regression` makes of this one (with no scales) and of the values that the user gave.
+items were; r_i is what was announced with the item (`models.likeness`), h_i when it was (`models.vintage`), w_i who
+chose it (`models.cooccurrence`), v_i and η_u are factors (`models.factors`). r_up, h_up (at two paces) and w_u are the
+means of those of the user's items, θ_uk and τ_uk what the user's choices of the k-th window of age say by w and by e
+(`models.readings`). The s are calibration: fitted on events before the weights learn from them, and so is what counts
+at each half-life, and having been touched by nobody, add to an item's a_i. Published, an item is
+[e | b, a, P (, r) (, h) (, w) (, v) (, 1)] and a user [s_len u + Σ s_taste τ | s_bias, s_pop, s_pop q (, Σ s_like r)
+(, Σ s_vint h) (, s_co w + Σ s_fold θ) (, s_fac η) (, base)]. For ratings it is what `models.value_regression` makes of
+this one (with no scales) and of the values that the user gave.
 
 Shape suffixes: B users or examples, N items, L places of a history, D vector size, E extras, K popularity features.
 """
@@ -30,7 +32,7 @@ from models.dropout import Noise
 from models.encoders import FrameEncoder, InputNorm, VectorEncoder
 from models.fusion import FUSIONS
 from models.histories import LENGTHS, HistoryTensors
-from models.likeness import direction, outlines
+from models.likeness import PACES, direction, outlines
 from models.past import WINDOWS
 from models.popularity import FEATURES, HALF_LIVES, NEVER_SEEN
 from models.readings import Readings
@@ -44,8 +46,11 @@ SLOW = HALF_LIVES.index(3_000.0)
 """From this half-life on, the mean of an item's log counts is what a_i starts as."""
 HEAD_WIDTH = 64
 """Width of the `mlp` head's inner layer."""
-BIAS_SCALE, POPULARITY_SCALE, LIKENESS_SCALE, COOCCURRENCE_SCALE = range(LENGTHS, LENGTHS + 4)
-FOLD_IN_SCALES = slice(LENGTHS + 4, LENGTHS + 4 + WINDOWS)
+BIAS_SCALE, POPULARITY_SCALE = LENGTHS, LENGTHS + 1
+LIKENESS_SCALES = slice(LENGTHS + 2, LENGTHS + 2 + PACES)
+VINTAGE_SCALES = slice(LIKENESS_SCALES.stop, LIKENESS_SCALES.stop + PACES)
+COOCCURRENCE_SCALE = VINTAGE_SCALES.stop
+FOLD_IN_SCALES = slice(COOCCURRENCE_SCALE + 1, COOCCURRENCE_SCALE + 1 + WINDOWS)
 TASTE_SCALES = slice(FOLD_IN_SCALES.stop, FOLD_IN_SCALES.stop + WINDOWS)
 """Where calibration has the scales of each term; those of the personal one, by length of history, come first."""
 FACTORS_SCALE = TASTE_SCALES.stop
@@ -64,9 +69,11 @@ class Untouched(NamedTuple):
     """What their personal part is multiplied by: it is made of content alone, which says less."""
     likeness: float
     """What their likeness is multiplied by: it says the more."""
+    vintage: float
+    """What their vintage is multiplied by."""
 
 
-AS_OTHERS = Untouched(0.0, 1.0, 1.0)
+AS_OTHERS = Untouched(0.0, 1.0, 1.0, 1.0)
 
 
 class Corrections(NamedTuple):
@@ -190,8 +197,8 @@ class Scorer(nn.Module):
     ) -> Tensor:
         """Published vectors of items, (N, D + E), with the `corrections` of calibration.
 
-        `alike_NK` are likeness, co-occurrence and factors; without, as it is while the weights learn, vectors are so
-        much shorter, and so are users'.
+        `alike_NK` are likeness, vintage, co-occurrence and factors; without, as it is while the weights learn, vectors
+        are so much shorter, and so are users'.
         """
         popularity = self.item_popularity(features_NK)
         untouched_N1 = features_NK[:, NEVER_SEEN].unsqueeze(1)
@@ -201,9 +208,11 @@ class Scorer(nn.Module):
             appeal_N1 = appeal_N1 + features_NK[:, : len(by_count)] @ features_NK.new_tensor(by_count).unsqueeze(1)
         if untouched.personal != 1:
             e_ND = torch.where(untouched_N1 > 0, untouched.personal * e_ND, e_ND)
-        if alike_NK is not None and untouched.likeness != 1:
-            # nobody chose them, so that there is nothing but likeness to be scaled
-            alike_NK = torch.where(untouched_N1 > 0, untouched.likeness * alike_NK, alike_NK)
+        if alike_NK is not None and (untouched.likeness, untouched.vintage) != (1, 1):
+            # nobody chose them, so that there is nothing but what was told of them to be scaled
+            factor_K = alike_NK.new_full((alike_NK.shape[1],), untouched.vintage)
+            factor_K[: self.spec.likeness_dim] = untouched.likeness
+            alike_NK = torch.where(untouched_N1 > 0, factor_K * alike_NK, alike_NK)
         parts = [e_ND, bias_N.unsqueeze(1), appeal_N1, popularity[:, 1:]]
         if alike_NK is not None:
             parts.append(alike_NK)
@@ -243,7 +252,8 @@ class Scorer(nn.Module):
         direct = u_BD if self.spec.head == "mlp" else personal_B1 * u_BD
         rest = [bias * ones, popularity * ones, popularity * q_BP]
         if readings is not None:
-            rest.append(scales[LIKENESS_SCALE] * readings.like_BK)
+            rest.append(torch.einsum("p,bpk->bk", scales[LIKENESS_SCALES], readings.like_BPK))
+            rest.append(torch.einsum("p,bpk->bk", scales[VINTAGE_SCALES], readings.vintage_BPK))
             folded_BK = torch.einsum("w,bwk->bk", scales[FOLD_IN_SCALES], readings.folded_BWK)
             rest.append(scales[COOCCURRENCE_SCALE] * readings.together_BK + folded_BK)
             rest.append(scales[FACTORS_SCALE] * readings.factors_BK)

@@ -25,6 +25,7 @@ from models.memory import Memory
 from models.readings import Readings
 from models.scorer import AS_LEARNED, Scorer, extras, neutral_scales
 from models.spec import ModelSpec
+from models.vintage import knots_of, vintages
 
 Ints = NDArray[np.int64]
 Vectors = NDArray[np.float32]
@@ -93,10 +94,11 @@ class Snapshot:
         self.item_attributes = memory.item_attributes
         self.event_time = float(self.log.time.max(initial=-np.inf)) if len(self.log) else None
         """Time of the newest event, None before any."""
+        self._knots = knots_of(self.announced, self.spec.vintage_dim)
         self.contents_ND, self.likeness_NK = self._contents(like)
         """Fused contents of all item rows, and what was announced with them (K may be 0)."""
         self.alike_NK = self._alike(state)
-        """What was announced with items, which ones the same users chose, and the factors."""
+        """What was announced with items and when, which ones the same users chose, and the factors."""
         self._build_items(state, len(self.log) if upto is None else upto)
         self._build_readings(state, like)
         self.default_user: Vectors = self.user_matrix(Histories.empty(1, spec.events_read), np.array([-1]))[0]
@@ -118,9 +120,14 @@ class Snapshot:
         tables = (state["cooccurrence"]["values"].numpy(), state["factors"]["mean"].numpy())
         alike_NK = np.zeros((self.n_items, self.spec.alike_dim), np.float32)
         known = min(self.n_items, len(tables[0]))
-        alike_NK[:, : self.spec.likeness_dim] = self.likeness_NK
-        alike_NK[:known, self.spec.likeness_dim :] = np.concatenate([table[:known] for table in tables], axis=1)
+        alike_NK[:, : self.spec.told_dim] = self.told(self.likeness_NK, self.announced)
+        alike_NK[:known, self.spec.told_dim :] = np.concatenate([table[:known] for table in tables], axis=1)
         return alike_NK
+
+    def told(self, likeness_RK: Vectors, announced_R: NDArray[np.float64]) -> Vectors:
+        """What was told of items, (R, K): their likeness and, by when they were announced, their vintage."""
+        vintage_RK = vintages(announced_R, self._knots, self.spec.vintage_dim)
+        return np.concatenate((likeness_RK, vintage_RK), axis=1)
 
     def _build_readings(self, state: dict[str, Any], like: Snapshot | None) -> None:
         """Fold-ins on the stored co-occurrence and on learned vectors, those of `like` where they are the same; and the
@@ -257,13 +264,13 @@ class Snapshot:
         ratings it follows from the values that users gave."""
         if self._folded is None:
             return None
-        split, end = self.spec.likeness_dim, self.spec.likeness_dim + self.spec.cooccurrence_dim
+        split, end = self.spec.told_dim, self.spec.told_dim + self.spec.cooccurrence_dim
         return Readings.of(
             histories,
             lambda rows: torch.from_numpy(alike(rows)[:, :split]),
             lambda rows: torch.from_numpy(alike(rows)[:, split:end]),
             lambda rows: torch.from_numpy(personal(rows)),
-            factors=self._factors, folded=self._folded, taste=self._taste,
+            likeness_dim=self.spec.likeness_dim, factors=self._factors, folded=self._folded, taste=self._taste,
         )  # fmt: skip
 
     def histories(self, users: Ints, until_B: NDArray[np.float64] | None = None) -> Histories:

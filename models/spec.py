@@ -41,9 +41,13 @@ class ModelSpec:
     """Which of the modalities are sequences of frame vectors (video, audio), each with the most frames kept."""
     user_features: Mapping[str, int] = field(default_factory=dict)
     """User features by name, each with the length of its vectors."""
-    likeness: int = 64
+    likeness: int = 128
     """How many numbers of a published vector tell of the announced features as they are, which is what untouched items
     are best found by; 0: none. Only `ranking` with head `dot`, and only where there are modalities."""
+    vintage: int = 32
+    """How many numbers of a published vector tell when an item came, beside all others; 0: none. Only `ranking` with
+    head `dot`."""
+
     cooccurrence: int = 64
     """How many numbers of a published vector tell which items the same users choose; 0: none. Only `ranking` and
     `rating`, with head `dot`."""
@@ -63,6 +67,11 @@ class ModelSpec:
         return self.likeness if self.objective == "ranking" and self.head == "dot" and self.modalities else 0
 
     @property
+    def vintage_dim(self) -> int:
+        """How many numbers of a published vector are vintage."""
+        return self.vintage if self.objective == "ranking" and self.head == "dot" else 0
+
+    @property
     def cooccurrence_dim(self) -> int:
         """How many numbers of a published vector are co-occurrence."""
         return self.cooccurrence if self.objective in ("ranking", "rating") and self.head == "dot" else 0
@@ -74,8 +83,13 @@ class ModelSpec:
 
     @property
     def alike_dim(self) -> int:
-        """How many numbers tell which items are alike: likeness, then co-occurrence, then factors."""
-        return self.likeness_dim + self.cooccurrence_dim + self.factors_dim
+        """How many numbers tell which items are alike: likeness, vintage, co-occurrence, factors, in this order."""
+        return self.told_dim + self.cooccurrence_dim + self.factors_dim
+
+    @property
+    def told_dim(self) -> int:
+        """How many of these are of what was told of an item, and not of who chose it: likeness and vintage."""
+        return self.likeness_dim + self.vintage_dim
 
     @property
     def events_read(self) -> int:

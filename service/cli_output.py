@@ -20,6 +20,7 @@ SHOWN_VALUES = 6
 
 ITEM_PARTS = {
     "id": "what was learned of it alone",
+    "vintage": "whether it came when what this user chose last did",
     "cooccurrence": "how often the same users choose it",
     "factors": "what this user wants, in few dimensions",
     "bias": "its bias",

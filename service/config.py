@@ -144,7 +144,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         for name, value in values.items():
             if value < 1:
                 yield f'"{name}" in [{table}] must be at least 1, not {value}.'
-    for name in ("likeness", "cooccurrence", "factors"):
+    for name in ("likeness", "vintage", "cooccurrence", "factors"):
         if (value := getattr(model, name)) < 0:
             yield f'"{name}" in [model] must be 0 or greater, not {value}.'
     for name in ("modalities", "frames", "user_features"):

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from models.histories import Histories
-from models.likeness import EVENTS, HALF_LIFE, Outline, direction
+from models.likeness import EVENTS, Outline, direction
 from models.past import PAST
 from models.scorer import Scorer
 from models.spec import ModelSpec
@@ -91,7 +91,7 @@ def test_modalities_add_up_and_missing_ones_add_nothing() -> None:
 
 def test_only_rankings_by_dot_product_of_items_with_modalities_have_it() -> None:
     named = {"modalities": {"text": 3}}
-    assert ModelSpec(**named).likeness_dim == 64  # type: ignore[arg-type]
+    assert ModelSpec(**named).likeness_dim == 128  # type: ignore[arg-type]
     assert ModelSpec(**named, likeness=0).likeness_dim == 0  # type: ignore[arg-type]
     assert ModelSpec().likeness_dim == 0
     assert ModelSpec(**named, head="mlp").likeness_dim == 0  # type: ignore[arg-type]
@@ -105,6 +105,7 @@ def test_a_user_is_what_they_chose_last() -> None:
     item_BP[1, EVENTS], weight_BP[1, EVENTS] = 1, 1.0  # too long ago
     histories.past_BP, histories.weight_BP = item_BP, weight_BP
     table = torch.eye(3)
-    older = 0.5 ** (2 / HALF_LIFE)
-    expected = torch.tensor([[0.0, older, 1.0], [0.0, 0.0, 0.0]]) / (1 + older)
-    torch.testing.assert_close(histories.liked().mean(table), expected)
+    for half_life in (2.0, 30.0):
+        older = 0.5 ** (2 / half_life)
+        expected = torch.tensor([[0.0, older, 1.0], [0.0, 0.0, 0.0]]) / (1 + older)
+        torch.testing.assert_close(histories.liked(half_life).mean(table), expected)

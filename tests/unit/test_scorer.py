@@ -134,13 +134,16 @@ def test_row_table_moves_only_active_rows_and_remembers_their_gradients() -> Non
 
 FOLDED, TASTE = [1.2, 0.9, 0.5, 1.4, 0.7], [0.8, 0.3, 1.1, 0.6, 1.0]
 COUNTED = [0.3, -0.2, 0.4, 0.0, -0.5, 0.1, 0.2, -0.3]
-TRUTH = torch.tensor([0.4, 1.5, 0.8, 0.6, 0.9, *FOLDED, *TASTE, 1.3, *COUNTED, -1.2, -0.5, 0.8])
-"""Scales of the personal term, the bias, the popularity, the likeness, the co-occurrence, the two fold-ins by windows
-of age and the factors; what log counts add at each half-life; what untouched items get; by what shares what was learned
-of them and their likeness count for less or more."""
-TERMS = len(TRUTH) - 2
-LEARNED = [0, *range(5 + len(FOLDED), 5 + len(FOLDED) + len(TASTE))]
-"""Terms of learned vectors."""
+LIKE, VINTAGE = [0.6, 1.1], [0.5, 0.9]
+TRUTH = torch.tensor(
+    [0.4, 1.5, 0.8, *LIKE, *VINTAGE, 0.9, *FOLDED, *TASTE, 1.3, *COUNTED, -1.2, -0.5, 0.8, -0.3]
+)  # fmt: skip
+"""Scales of the personal term, the bias, the popularity, the likeness and the vintage at each pace, the co-occurrence,
+the two fold-ins by windows of age and the factors; what log counts add at each half-life; what untouched items get; by
+what shares what was learned of them, their likeness and their vintage count for less or more."""
+SHARES = ([0, *range(8 + len(FOLDED), 8 + len(FOLDED) + len(TASTE))], [3, 4], [5, 6])
+"""Terms of learned vectors, of likeness and of vintage."""
+TERMS = len(TRUTH) - len(SHARES)
 
 
 def random_terms(examples: int, candidates: int, draw: torch.Generator) -> torch.Tensor:
@@ -151,13 +154,13 @@ def random_terms(examples: int, candidates: int, draw: torch.Generator) -> torch
 
 def found(calibration: Calibration) -> torch.Tensor:
     scales = calibration.scales[[2, *range(LENGTHS, SCALES)]]
-    by_count, (appeal, personal, likeness) = calibration.corrections
+    by_count, (appeal, *shares) = calibration.corrections
     rest = [*by_count, appeal]
-    return torch.cat((scales, torch.tensor(rest) * scales[2], torch.tensor([personal - 1, likeness - 1])))
+    return torch.cat((scales, torch.tensor(rest) * scales[2], torch.tensor(shares) - 1))
 
 
 def scores(terms: torch.Tensor) -> torch.Tensor:
-    again = [(TRUTH[group] @ terms[:, group]) * terms[:, -1] for group in (LEARNED, [3])]
+    again = [(TRUTH[group] @ terms[:, group]) * terms[:, -1] for group in SHARES]
     return TRUTH @ torch.cat((terms, torch.stack(again, dim=1)), dim=1)
 
 
@@ -190,7 +193,7 @@ def test_calibration_on_a_sample_of_the_candidates_finds_the_scales_of_all_of_th
 
 
 def test_user_without_history_or_content_still_gets_a_finite_vector() -> None:
-    spec = ModelSpec(dim=4, history=3, modalities={"text": 2}, likeness=0, cooccurrence=0, factors=0)
+    spec = ModelSpec(dim=4, history=3, modalities={"text": 2}, likeness=0, vintage=0, cooccurrence=0, factors=0)
     scorer = Scorer(spec)
     inputs = Histories.empty(2, 3).tensors(ValueScale())
     users = scorer.users(

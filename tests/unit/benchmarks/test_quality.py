@@ -70,6 +70,7 @@ def test_a_part_is_away_in_learning_and_in_serving(stream: Stream, part: str) ->
             "text": lambda: list(learner.spec.modalities) == ["image"],  # noqa: B023
             "ids": lambda: not any(values.any() for values in own(learner)),  # noqa: B023
             "history": lambda: bool((scores == scores[0]).all()),  # noqa: B023
+            "vintage": lambda: contender.overlay.snapshot.spec.vintage_dim == 0,  # noqa: B023
             "cooccurrence": lambda: learner.cooccurrence.values.shape[1] == 0,  # noqa: B023
             "factors": lambda: learner.factors.mean.shape[1] == 0,  # noqa: B023
             "replay": lambda: contender.config.train.replay_ratio == 0,  # noqa: B023
