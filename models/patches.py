@@ -22,16 +22,17 @@ class PatchedTable:
         self.base = base
         self.patches = GrowingArray(np.float32, base.shape[1:])
 
-    def gather(self, rows: Ints, slot: Ints) -> Vectors:
-        """Rows (…) of the table, (…, its row); patched where `slot` says by which, -1 for none."""
-        known = rows < len(self.base)
-        if len(self.base):
-            out = self.base[np.where(known, rows, 0)]
-        else:
-            out = np.zeros((*rows.shape, *self.base.shape[1:]), np.float32)
+    def gather(self, rows: Ints, slot: Ints, columns: slice | None = None) -> Vectors:
+        """Rows (…) of the table, (…, its row), or some columns of them; patched where `slot` says by which, -1 for
+        none."""
+        base, patches = self.base, self.patches.rows
+        if columns is not None:
+            base, patches = base[:, columns], patches[:, columns]
+        known = rows < len(base)
+        out = base[np.where(known, rows, 0)] if len(base) else np.zeros((*rows.shape, *base.shape[1:]), np.float32)
         out[~known] = 0.0  # new, and not computed yet
         patched = slot >= 0
-        out[patched] = self.patches.rows[slot[patched]]
+        out[patched] = patches[slot[patched]]
         return out
 
 
@@ -80,9 +81,9 @@ class ItemPatches:
         """Their popularity features, (…, K)."""
         return self._features.gather(rows, self._slot.rows[rows])
 
-    def alike(self, rows: Ints) -> Vectors:
-        """Their likeness, vintage, co-occurrence and factors, (…, K)."""
-        return self._alike.gather(rows, self._slot.rows[rows])
+    def alike(self, rows: Ints, columns: slice) -> Vectors:
+        """Some of the columns of their likeness, vintage, co-occurrence and factors, (…, K)."""
+        return self._alike.gather(rows, self._slot.rows[rows], columns)
 
     def read(self, rows: Ints) -> Vectors:
         """What they are where they stand in a history, (…, D)."""

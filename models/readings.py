@@ -65,8 +65,9 @@ class Readings:
         """Of these histories, from what was told of items (likeness, of `likeness_dim` columns, then vintage), their
         co-occurrence and learned vectors; `folded` is of co-occurrence and `taste` of the learned vectors."""
         paces = [histories.liked(half_life) for half_life in likeness.HALF_LIVES]
-        told_BPK = torch.stack([pace.mean_of(told(pace.row_E)) for pace in paces], dim=1)
         liked, chosen = histories.liked(cooccurrence.RECENT_HALF_LIFE), histories.chosen()
+        told_EK = told(liked.row_E)  # the same rows at every pace
+        told_BPK = torch.stack([pace.mean_of(told_EK) for pace in paces], dim=1)
         row_BP = torch.from_numpy(first_choices(histories.past_BP, histories.weight_BP))
         counts_BW = chosen.counts_X.reshape(-1, WINDOWS)
 

@@ -246,7 +246,9 @@ class Snapshot:
         if past_BD is None:
             past_BD = histories.past().mean(self._read_ND)
         if readings is None and not learned_alone:
-            readings = self.readings(histories, self.alike_NK.__getitem__, self.personal_ND.__getitem__)
+            readings = self.readings(
+                histories, lambda rows, columns: self.alike_NK[:, columns][rows], self.personal_ND.__getitem__
+            )
         table = self.user_features if profiles is None else profiles
         published = self.scorer.users(
             torch.from_numpy(vectors_BLD), torch.from_numpy(features_BLK), past_BD, inputs,
@@ -258,17 +260,18 @@ class Snapshot:
         return np.asarray(published.numpy())
 
     def readings(
-        self, histories: Histories, alike: Callable[[Ints], Vectors], personal: Callable[[Ints], Vectors]
+        self, histories: Histories, alike: Callable[[Ints, slice], Vectors], personal: Callable[[Ints], Vectors]
     ) -> Readings | None:
-        """What these histories say by likeness and co-occurrence, `alike`, and the `personal` parts of item rows; for
-        ratings it follows from the values that users gave."""
+        """What these histories say by what was told of items and by co-occurrence, columns of `alike` of item rows, and
+        by their `personal` parts; for ratings it follows from the values that users gave."""
         if self._folded is None:
             return None
-        split, end = self.spec.told_dim, self.spec.told_dim + self.spec.cooccurrence_dim
+        told = slice(0, self.spec.told_dim)
+        together = slice(told.stop, told.stop + self.spec.cooccurrence_dim)
         return Readings.of(
             histories,
-            lambda rows: torch.from_numpy(alike(rows)[:, :split]),
-            lambda rows: torch.from_numpy(alike(rows)[:, split:end]),
+            lambda rows: torch.from_numpy(alike(rows, told)),
+            lambda rows: torch.from_numpy(alike(rows, together)),
             lambda rows: torch.from_numpy(personal(rows)),
             likeness_dim=self.spec.likeness_dim, factors=self._factors, folded=self._folded, taste=self._taste,
         )  # fmt: skip

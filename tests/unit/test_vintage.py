@@ -69,7 +69,9 @@ def test_a_user_of_old_items_is_near_other_old_ones() -> None:
     assert histories.past_BP.shape[1] == PAST
     alike = np.zeros((snapshot.n_items, snapshot.spec.alike_dim), np.float32)
     alike[:, : told.shape[1]] = told
-    readings = snapshot.readings(histories, alike.__getitem__, snapshot.personal_ND.__getitem__)
+    readings = snapshot.readings(
+        histories, lambda rows, columns: alike[:, columns][rows], snapshot.personal_ND.__getitem__
+    )
     assert readings is not None
     assert readings.vintage_BPK.shape == (1, VINTAGE_SCALES.stop - VINTAGE_SCALES.start, 4)
     nearness = readings.vintage_BPK[0] @ told[:, snapshot.spec.likeness_dim :].T
