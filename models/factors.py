@@ -2,7 +2,7 @@
 
 A user takes next item i with probability ∝ f_i · exp⟨θ_u, v_i⟩ among those not taken before, where f_i is the item's
 share of all choices, θ_u ~ N(0, I) and v_i ~ N(0, diag α): a factorisation of choices with the law of choice
-(McFadden 1974) for its likelihood. All of it is inferred, nothing is descended by a rate:
+(McFadden 1974) for its likelihood. All of it is inferred, with no rate that would have to suit a stream:
 
 - θ_u by Newton's method and Laplace's approximation, from all that is known of what the user chose, and the items'
   uncertainty, which is a ridge on θ in the dimensions that little is known of;
@@ -70,6 +70,7 @@ class FactorReading:
         self._log_share_S = share_S.log()
         self._mean_SK = mean_NK[row_S]
         self._variance_SK = 1 / precision_NK[row_S]
+        self._there_N = counts_N > 0
         self._place_N = row_S.new_full((len(mean_NK) + 1,), -1)
         self._place_N[row_S] = torch.arange(len(row_S), device=row_S.device)
         size = mean_NK.shape[1]
@@ -79,7 +80,7 @@ class FactorReading:
 
     def __call__(self, row_BP: Tensor) -> Tensor:
         """θ (B, K) of users who chose these items (rows, newest first, each once, -1 for none), zeros where that is
-        nothing."""
+        nothing. Items whose counts have run out say nothing: there is no share by which they were to be expected."""
         return self.posterior(row_BP)[0]
 
     def posterior(self, row_BP: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,10 +97,14 @@ class FactorReading:
         """How many of each user's choices were to be expected of each item that stands for all, (B, S)."""
         return self._chances(theta_BK, *self._available(row_BP))
 
+    def _known(self, row_BP: Tensor) -> Tensor:
+        inside_BP = (row_BP >= 0) & (row_BP < len(self._mean_NK))
+        return inside_BP & self._there_N[torch.where(inside_BP, row_BP, 0)]
+
     def _available(self, row_BP: Tensor) -> tuple[Tensor, Tensor]:
         """Log of the share of a user's choices at which each of the items was not yet taken (B, S), and how many
         choices there were (B, 1)."""
-        known_BP = (row_BP >= 0) & (row_BP < len(self._mean_NK))
+        known_BP = self._known(row_BP)
         count_B1 = known_BP.sum(1, keepdim=True)
         # the oldest was there for its own choice only, the newest until the end
         before_BP = count_B1 - known_BP.cumsum(1) + 1
@@ -115,7 +120,7 @@ class FactorReading:
 
     def _posterior(self, row_BP: Tensor) -> tuple[Tensor, Tensor]:
         available_BS, count_B1 = self._available(row_BP)
-        known_BP = (row_BP >= 0) & (row_BP < len(self._mean_NK))
+        known_BP = self._known(row_BP)
         chosen_BPK = self._mean_NK[torch.where(known_BP, row_BP, 0)]
         sum_BK = (chosen_BPK * known_BP.unsqueeze(2)).sum(1)
         size = sum_BK.shape[1]
@@ -158,6 +163,11 @@ class Factors:
             self._reading = FactorReading(self.mean, self.precision, self.counts)
         return self._reading
 
+    @property
+    def finite(self) -> bool:
+        """Whether all that is believed is finite."""
+        return all(bool(one.isfinite().all()) for one in (self.mean, self.precision, self.variance))
+
     def grow(self, rows: int) -> None:
         """Append so many items that nobody chose."""
         size = self.mean.shape[1]
@@ -183,7 +193,9 @@ class Factors:
         self.counts = counts_N.clone()
         self._reading = None
         row_BP = torch.from_numpy(_histories_of(log, positions)).to(self.mean.device)
-        if not len(row_BP):
+        # what nobody is expected to choose any more would only be drawn to its users, and never pushed away
+        row_BP = torch.where((row_BP >= 0) & (counts_N[row_BP] > 0), row_BP, -1)
+        if not bool((row_BP >= 0).any()) or not self.finite:
             return
         if not self.mean.any():
             chosen_N1 = (counts_N > 0).unsqueeze(1)
@@ -193,6 +205,8 @@ class Factors:
         start = float(torch.rand(1, generator=generator, device=self.mean.device))
         reading = FactorReading(self.mean, self.precision, counts_N, start)
         theta_BK, precision_BKK = reading.posterior(row_BP)
+        if not bool(theta_BK.isfinite().all() and precision_BKK.isfinite().all()):
+            return
         covariance_BKK = torch.linalg.inv(precision_BKK)
         turn_KK = self._turn(theta_BK, covariance_BKK)
         back_KK = torch.linalg.inv(turn_KK)

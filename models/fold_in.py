@@ -69,6 +69,11 @@ class FoldIn:
             theta_BWK[nearest_B == length] = beyond_BWK[nearest_B == length] @ self._map(length)
         return theta_BWK
 
+    def prepare(self) -> None:
+        """Make what all lengths need, so that nobody waits for it later."""
+        for length in range(LENGTHS):
+            self._map(length)
+
     def _map(self, length: int) -> Tensor:
         """The inverse for this length, (K, K), made when it is first asked for: a phase has users of few lengths."""
         if length not in self._maps:

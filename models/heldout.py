@@ -64,8 +64,9 @@ class HeldOut:
         return self._by_vectors(snapshot, False)[0]
 
     def whole_and_learned(self, snapshot: Snapshot) -> tuple[Floats, Floats | None]:
-        """The same; for rankings also the gain of what its weights have learned alone, without likeness, co-occurrence
-        and factors, which are computed, and as if calibration trusted it: None where it has none of these."""
+        """The same; for rankings also the gain of what its weights have learned alone, without what calibration makes
+        of it and without likeness, vintage, co-occurrence and factors, which are computed: None where it has none of
+        these."""
         if snapshot.spec.objective != "ranking" or not snapshot.spec.alike_dim:
             return self.by_model(snapshot), None
         whole, learned = self._by_vectors(snapshot, False, True)
@@ -82,7 +83,8 @@ class HeldOut:
             users = log.user[at].astype(np.int64)
             for alone, part in zip(learned_alone, parts, strict=True):
                 users_BV = snapshot.user_matrix(histories, users, learned_alone=alone)
-                scores_BN = snapshot.scores(users_BV, snapshot.vectors_NV[:, : users_BV.shape[1]])
+                items_NV = snapshot.learned_vectors if alone else snapshot.vectors_NV
+                scores_BN = snapshot.scores(users_BV, items_NV)
                 part.append(self._of_scores(snapshot, at, scores_BN))
         return [np.concatenate(part) for part in parts]
 

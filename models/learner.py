@@ -274,8 +274,8 @@ class Learner:
 
     def _finite(self) -> bool:
         tables = (table.values for table in self.tables.values())
-        tensors = [*self.scorer.parameters(), *tables, self.cooccurrence.values, self.factors.mean]
-        return all(bool(tensor.detach().isfinite().all()) for tensor in tensors)
+        tensors = [*self.scorer.parameters(), *tables, self.cooccurrence.values]
+        return self.factors.finite and all(bool(tensor.detach().isfinite().all()) for tensor in tensors)
 
     # -- state
 

@@ -4,7 +4,7 @@
 What encoders make of features serves the items that they learn from, and tells less and less of how alike two items
 are that nobody has touched. So each item keeps a copy of its features, short enough to be published: ⟨r_i, r_j⟩ is
 nearly the sum over modalities of the cosines of what was announced (their means taken off). A user is the decayed mean
-of the copies of what they chose last; what that is worth beside all else is fitted on fresh events
+of the copies of what they chose last, at two paces; what that is worth beside all else is fitted on fresh events
 (`models.calibration`). Content-based filtering by Rocchio's centroid (Pazzani & Billsus, "Content-based recommendation
 systems", 2007).
 

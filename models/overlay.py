@@ -313,17 +313,13 @@ class Overlay:
     def _append(self, batch: EventBatch) -> range:
         snapshot = self.snapshot
         user = np.array([self._user_row(one) for one in batch.users], np.int64)
-        known = self._size
         item = np.array([self._item_row(one) for one in batch.items], np.int64)
+        earlier = {}
         for row, time in zip(item.tolist(), batch.times.tolist(), strict=True):
-            if row >= snapshot.n_items:
-                self._announced[row] = min(self._when_announced(row), time)
-        if new := range(known, self._size):  # nobody has told of them, but when they came is known
-            contents, likeness = (
-                np.zeros((len(new), size), np.float32) for size in (snapshot.d, snapshot.spec.likeness_dim)
-            )
-            announced = np.array([self._announced[row] for row in new])
-            self._patches.set_content(np.array(new), contents, snapshot.told(likeness, announced))
+            if row >= snapshot.n_items and time < self._when_announced(row):
+                self._announced[row] = earlier[row] = time
+        if earlier:
+            self._meet(earlier, float(batch.times.max()))
         rows = (snapshot.actions.row(one) for one in batch.actions)
         action = np.array([0 if row is None else row for row in rows], np.int64)
         default = snapshot.weights.get("default", 1.0)
@@ -331,6 +327,20 @@ class Overlay:
         return self._log.append(
             user=user, item=item, action=action, weight=weight, value=batch.values, time=batch.times
         )  # fmt: skip
+
+    def _meet(self, earlier: Mapping[int, float], now: float) -> None:
+        """New items were met before anybody told of them, or before the time that was told: since then they are
+        there."""
+        snapshot = self.snapshot
+        self._stale_contents.update(dict.fromkeys(row for row in earlier if row in self._attributes))
+        times = {row: time for row, time in earlier.items() if row not in self._attributes}
+        rows, announced = np.fromiter(times, np.int64), np.fromiter(times.values(), np.float64)
+        if len(rows):
+            contents, likeness = (
+                np.zeros((len(rows), size), np.float32) for size in (snapshot.d, snapshot.spec.likeness_dim)
+            )
+            self._patches.set_content(rows, contents, snapshot.told(likeness, announced))
+            self._refresh(rows, np.full(len(rows), now))
 
     def _count(self, positions: range) -> None:
         """Popularity of the items of these events, as of the last of them."""

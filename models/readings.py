@@ -1,14 +1,15 @@
 # ruff: noqa: N815 (shape suffixes)
 """What a user's choices say by vectors that the tower does not learn through: parts of a user's published vector.
 
-The mean of what was announced with what was chosen last (`models.likeness`), the mean of who chose it
-(`models.cooccurrence`), and two fold-ins (`models.fold_in`) of all choices, on co-occurrence and on the items' learned
-vectors. A fold-in is a sum over choices, so that it falls into windows of age (`models.past`): what was chosen an hour
-ago says more of what comes next than what was chosen a year ago, or less, where tastes turn back to what they were; how
-much each window is worth is fitted like every other term's scale (`models.calibration`).
+The means, at two paces, of what was announced with what was chosen last (`models.likeness`) and of when that was
+(`models.vintage`), the mean of who chose it (`models.cooccurrence`), factors (`models.factors`), and two fold-ins
+(`models.fold_in`) of all choices, on co-occurrence and on the items' learned vectors. A fold-in is a sum over choices,
+so that it falls into windows of age (`models.past`): what was chosen an hour ago says more of what comes next than what
+was chosen a year ago, or less, where tastes turn back to what they were; how much each window is worth is fitted like
+every other term's scale (`models.calibration`).
 
-Shape suffixes: B users or examples, W windows of age, E events of a history, K size of a reading's vectors, D size of
-the learned ones.
+Shape suffixes: B users or examples, P paces, W windows of age, E events of a history, K size of a reading's vectors, D
+size of the learned ones.
 """
 
 from __future__ import annotations

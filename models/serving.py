@@ -7,6 +7,7 @@ popularity features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -144,6 +145,12 @@ class Snapshot:
             learned_ND = torch.from_numpy(self.personal_ND[: len(recent)])
             self._taste = FoldIn.of(learned_ND, recent, like._taste if like else None)
 
+    def prepare(self) -> None:
+        """Make all that would else be made when it is first asked for: this one is going to be served."""
+        for reading in (self._folded, self._taste):
+            if reading is not None:
+                reading.prepare()
+
     def _in_chunks(
         self,
         make: Callable[[Scorer, FeatureTable, Ints, str], torch.Tensor],
@@ -205,9 +212,16 @@ class Snapshot:
 
     # -- vectors
 
+    @cached_property
+    def learned_vectors(self) -> Vectors:
+        """What the weights alone make of all items, (N, as long as `user_matrix` with `learned_alone`)."""
+        vectors, bias, features = (torch.from_numpy(part) for part in (self.personal_ND, self.bias, self.features_NK))
+        with torch.no_grad():
+            return np.asarray(self.scorer.items(vectors, bias, features).numpy())
+
     @torch.no_grad()
     def item_matrix(self, vectors_RD: Vectors, bias_R: Vectors, features_RK: Vectors, alike_RK: Vectors) -> Vectors:
-        """Published vectors (R, V) from personal parts, biases, popularity features, likeness and co-occurrence."""
+        """Published vectors (R, V) from personal parts, biases, popularity features and columns of `alike_NK`."""
         parts = (vectors_RD, bias_R, features_RK, alike_RK)
         vectors, bias, features, alike = (torch.from_numpy(part) for part in parts)
         published = self.scorer.items(vectors, bias, features, self.corrections, alike)
@@ -262,8 +276,8 @@ class Snapshot:
     def readings(
         self, histories: Histories, alike: Callable[[Ints, slice], Vectors], personal: Callable[[Ints], Vectors]
     ) -> Readings | None:
-        """What these histories say by what was told of items and by co-occurrence, columns of `alike` of item rows, and
-        by their `personal` parts; for ratings it follows from the values that users gave."""
+        """What these histories say by what was told of items and by co-occurrence, columns of `alike` of item rows, by
+        their `personal` parts, and by the factors; for ratings it follows from the values that users gave."""
         if self._folded is None:
             return None
         told = slice(0, self.spec.told_dim)

@@ -135,8 +135,10 @@ def _check_factors(found: Mapping[str, Any], rows: int, dim: int) -> None:
     like = {name: torch.empty(rows, dim, device="meta") for name in ("mean", "precision")}
     counts = torch.empty(rows, dtype=torch.float64, device="meta")
     check_tensors(found, {**like, "variance": torch.empty(dim, device="meta"), "counts": counts}, "factors")
-    for name in ("precision", "variance", "counts"):
-        not_negative(found[name], f"factors {name}")
+    not_negative(found["counts"], "factors counts")
+    for name in ("precision", "variance"):
+        if not bool((found[name] > 0).all()):
+            raise ValueError(f"The state's factors {name} is not above 0 everywhere.")
 
 
 def _check_popularity(found: Mapping[str, Any], events: int) -> None:

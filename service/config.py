@@ -147,6 +147,8 @@ def _contradictions(config: Config) -> Iterator[str]:
     for name in ("likeness", "vintage", "cooccurrence", "factors"):
         if (value := getattr(model, name)) < 0:
             yield f'"{name}" in [model] must be 0 or greater, not {value}.'
+    if model.vintage == 1:
+        yield '"vintage" in [model] must be 0 or at least 2, not 1: one time alone tells nothing of another.'
     for name in ("modalities", "frames", "user_features"):
         for key, value in getattr(model, name).items():
             if value < 1:

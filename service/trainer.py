@@ -262,7 +262,9 @@ class Trainer:
         """A serving snapshot over today's memory, of the learner's own weights or of a saved `state`."""
         spec, memory = self._config.model, self.memory
         if state is not None:  # what was saved has to stand by itself
-            return Snapshot.build(spec, state["learner"], memory, version=version)
+            served = Snapshot.build(spec, state["learner"], memory, version=version)
+            served.prepare()
+            return served
         like = self._like[-1] if self._like else None
         snapshot = Snapshot.build(spec, self.learner.weights(), memory, version=version, like=like)
         self._like = [snapshot]

@@ -22,9 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from models.calibration import UNTOUCHED
 from models.learner import Learner, LearnReport
-from models.scorer import SCALES
 from service import crash_points
 from tests.chaos import planted, witness
 from tests.chaos.feed import Feed
@@ -202,7 +200,6 @@ def _spoil_one_candidate() -> None:
             turn(self)
             with self.averages.in_place():  # what is served, and so judged
                 turn(self)
-            self.calibration.mean[SCALES:UNTOUCHED] = -1.0  # or it would still tell who is popular
         return report
 
     def turn(self: Learner) -> None:

@@ -77,6 +77,10 @@ def test_calling_config_directly_reads_no_environment(monkeypatch: pytest.Monkey
         ("model = 3", '"model" must be a table, not 3.'),
         ("[model]\ndim = 0", '"dim" in [model] must be at least 1, not 0.'),
         ("[model]\nlikeness = -1", '"likeness" in [model] must be 0 or greater, not -1.'),
+        (
+            "[model]\nvintage = 1",
+            '"vintage" in [model] must be 0 or at least 2, not 1: one time alone tells nothing of another.',
+        ),
         ("[model]\nvintage = -1", '"vintage" in [model] must be 0 or greater, not -1.'),
         ("[model]\nfactors = -1", '"factors" in [model] must be 0 or greater, not -1.'),
         ("[model]\ncooccurrence = -1", '"cooccurrence" in [model] must be 0 or greater, not -1.'),

@@ -101,6 +101,20 @@ def test_every_term_is_its_own() -> None:
     assert parts["popularity"] == pytest.approx(float(user[d + 1] * item[d + 1]), abs=CLOSE)
 
 
+def test_every_term_of_a_ranking_is_its_own() -> None:
+    overlay = served()
+    snapshot, row = overlay.snapshot, overlay.snapshot.item_row("7")
+    user, spec = overlay.user_vectors(["1"])[0], overlay.snapshot.spec
+    sizes = [spec.likeness_dim, spec.vintage_dim, spec.cooccurrence_dim, spec.factors_dim]
+    _, *mine = np.split(user[-sum(sizes) :], np.cumsum(sizes)[:-1])
+    _, *its = np.split(snapshot.alike_NK[row], np.cumsum(sizes)[:-1])
+    assert snapshot.popularity.first[row] >= 0  # untouched ones are scaled
+    parts = why(overlay, "1", "7")["item"]
+    for name, left, right in zip(("vintage", "cooccurrence", "factors"), mine, its, strict=True):
+        assert parts[name] == pytest.approx(float(left @ right), abs=CLOSE)
+        assert (parts[name] != 0) == (name != "vintage")  # all of this world was announced at once
+
+
 @pytest.mark.parametrize("head", ["dot", "mlp"])
 def test_a_part_of_the_history_is_what_the_user_vector_loses_without_it(head: str) -> None:
     overlay = served(head=head)

@@ -118,6 +118,33 @@ def test_items_that_nobody_chose_stay_where_they_are() -> None:
     assert found.mean[:15].any(1).all()
     found.blank(torch.tensor([2]))
     assert not found.mean[2].any()
+    assert float(found.counts[2]) == 0
+    torch.testing.assert_close(found.precision[2], 1 / found.variance)
+
+
+def test_items_that_have_run_out_are_not_drawn_to_those_who_once_chose_them() -> None:
+    log, _, _ = world(users=60, items=40, each=12)
+    found, counted, draw = learned(log, 40)
+    gone = torch.arange(40) < 4
+    known = found.mean.clone()
+    for _ in range(30):
+        counts_N = torch.where(gone, 0.0, counted.counts)
+        found.take(log.view(), np.arange(len(log) - 300, len(log)), counts_N, draw)
+    # with the axes they turn, but no one grows
+    assert float(found.mean[gone].norm(dim=1).max()) < 2 * float(known.norm(dim=1).max())
+    assert float(found.variance.max()) < 5
+    past = torch.tensor([[0, 9, 1, 12, -1]])
+    torch.testing.assert_close(found.reading(past), found.reading(torch.tensor([[9, 12, -1]])))
+
+
+def test_what_is_not_finite_is_left_for_the_learner_to_refuse() -> None:
+    log, _, _ = world(users=20, items=15, each=6)
+    for name in ("mean", "precision", "variance"):
+        found, counted, draw = learned(log, 15)
+        getattr(found, name)[0] = torch.nan
+        assert not found.finite
+        found.take(log.view(), np.arange(50), counted.counts, draw)
+        assert not found.finite
 
 
 def test_turned_axes_say_the_same() -> None:

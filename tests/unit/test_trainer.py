@@ -114,6 +114,8 @@ def test_what_is_learned_is_judged_without_what_is_counted(trainer: Trainer) -> 
     attempt = phase(trainer, 1, events=400)
     window = trainer._window(attempt)
     trainer.learner.cooccurrence.values.normal_()
+    trainer.learner.factors.mean.normal_()
+    trainer.learner.calibration.mean.uniform_(-1, 2)
     garbled = trainer._window(attempt)
     assert not np.array_equal(garbled.candidate, window.candidate)
     assert window.learned is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -90,3 +92,13 @@ def test_new_items_have_theirs_at_once_whether_announced_or_only_met() -> None:
     share = snapshot.corrections.untouched.vintage
     vectors = overlay.item_vectors(["new", "met"])[:, start : start + spec.vintage_dim]
     np.testing.assert_allclose(vectors, [share * last, last], atol=1e-6)
+    # a skip makes an item known, and touches it no more than an announcement does
+    first = snapshot.announced.min()
+    skip = EventBatch(["1"], ["passed"], ["skip"], np.array([np.nan], np.float32), np.array([2e9]))
+    overlay.observe(skip)
+    np.testing.assert_allclose(overlay.item_vectors(["passed"])[0, start:][: spec.vintage_dim], share * last, atol=1e-6)
+    overlay.observe(replace(skip, times=np.array([first])))  # late
+    oldest = np.eye(spec.vintage_dim, dtype=np.float32)[0]
+    np.testing.assert_allclose(
+        overlay.item_vectors(["passed"])[0, start:][: spec.vintage_dim], share * oldest, atol=1e-6
+    )
