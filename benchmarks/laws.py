@@ -48,7 +48,7 @@ ROUNDING = 1e-9
 """Items that are left after all others were met may be so unlikely that nothing of them is left of a difference."""
 
 
-def world(law: str, seed: int) -> World:
+def world(law: str, seed: int, *, events: int = PHASES * PHASE) -> World:
     """The world of a law: still, but for what the law changes."""
     still: dict[str, Any] = {"drift": 0.0, "fade": 1e9, "arrival_rate": 0.0, "user_arrival_rate": 0.0}
     at = CHANGE * PHASE
@@ -57,7 +57,7 @@ def world(law: str, seed: int) -> World:
         "appeal": {"appeal_changes": (at,)},
         "regime": {"regime_switches": (at, at + STEADY * PHASE)},
     }
-    return World(seed=seed + 1, events=PHASES * PHASE, **still, **changes[law])
+    return World(seed=seed + 1, events=events, **still, **changes[law])
 
 
 class OracleEntrant:
