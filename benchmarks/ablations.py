@@ -51,25 +51,12 @@ class WithoutReplay(Contender):
         super().__init__(past, config.model_copy(update={"train": replace(config.train, replay_ratio=0.0)}))
 
 
-class WithoutCooccurrence(Contender):
-    """Publishes nothing of who chooses what together."""
+class WithoutBlock(Contender):
+    """Publishes vectors without the numbers that tell of `name`: a key of `[model]`, 0 of them."""
 
-    def __init__(self, past: Past, config: Config) -> None:
-        super().__init__(past, config.model_copy(update={"model": replace(config.model, cooccurrence=0)}))
-
-
-class WithoutVintage(Contender):
-    """Does not know when items came, but for what their age is to their popularity."""
-
-    def __init__(self, past: Past, config: Config) -> None:
-        super().__init__(past, config.model_copy(update={"model": replace(config.model, vintage=0)}))
-
-
-class WithoutFactors(Contender):
-    """Infers no factors."""
-
-    def __init__(self, past: Past, config: Config) -> None:
-        super().__init__(past, config.model_copy(update={"model": replace(config.model, factors=0)}))
+    def __init__(self, past: Past, config: Config, name: str) -> None:
+        none: dict[str, Any] = {name: 0}
+        super().__init__(past, config.model_copy(update={"model": replace(config.model, **none)}))
 
 
 class WithoutHistory(Contender):
@@ -121,12 +108,10 @@ def _no_calibration() -> Iterator[None]:
 
 
 PATCHES = {"ids": _no_ids, "popularity": _no_popularity, "calibration": _no_calibration}
-CONFIGURED = {
+CONFIGURED: dict[str, Make] = {
     "history": WithoutHistory,
     "replay": WithoutReplay,
-    "vintage": WithoutVintage,
-    "cooccurrence": WithoutCooccurrence,
-    "factors": WithoutFactors,
+    **{name: partial(WithoutBlock, name=name) for name in ("vintage", "cooccurrence", "factors")},
 }
 PLAIN = ("content", "ids", "history", "replay", "vintage", "cooccurrence", "factors", "popularity", "calibration")
 """What can be taken away whatever the stream; each of its modalities too, by name."""
