@@ -6,7 +6,7 @@ A Gaussian belief about the scales, and about what items that nobody has touched
 phase to phase: each phase's softmax likelihood is maximised with that belief as the prior (Laplace approximation, by
 Fisher scoring), and the belief fades by a half-life in events.
 
-Shape suffixes: B examples, N candidates, T terms of one example (personal, bias, popularity, likeness and vintage at
+Shape suffixes: B examples, N candidates, T terms of each example (personal, bias, popularity, likeness and vintage at
 each pace, co-occurrence, the fold-in on it by windows of age, that on learned vectors, factors, log counts at each
 half-life, and 1 for an untouched item), S scales, C coefficients: the scales, then those of log counts, then what
 untouched items get.
@@ -54,14 +54,24 @@ BOUNDS = torch.tensor(
     dtype=torch.float64,
 )
 """Of each coefficient, lowest and highest."""
-_TERMS = [0] * LENGTHS + list(range(1, SCALES - LENGTHS + 1))
-"""Which term each scale is of: the first ones share one, which is the personal."""
-TWOFOLD = ([0, *_TERMS[TASTE_SCALES]], _TERMS[LIKENESS_SCALES], _TERMS[VINTAGE_SCALES])
+TERMS = SCALES - LENGTHS + 1 + len(HALF_LIVES) + 1
+"""Terms of an example: the scales but for those of length have one each."""
+
+
+def _terms_of(scales: slice) -> slice:
+    return slice(scales.start - LENGTHS + 1, scales.stop - LENGTHS + 1)
+
+
+TWOFOLD = (
+    (slice(0, 1), _terms_of(TASTE_SCALES)),
+    (_terms_of(LIKENESS_SCALES),),
+    (_terms_of(VINTAGE_SCALES),),
+)
 """Terms that have other scales for untouched items: those of learned vectors, of likeness and of vintage."""
+CHUNK = 32
+"""Examples looked at together: so few that what is made of their terms stays in the processor's cache."""
 NEWTON_STEPS = 10
-"""At most …"""
-ENOUGH = 0.1
-"""… for a step that moves no coefficient by more is the last."""
+"""At most; one that moves the coefficients no further than they are uncertain by is the last."""
 
 
 @dataclass
@@ -89,38 +99,33 @@ class Calibration:
         """Trust what was learned less, now that so many events more have passed."""
         self.evidence *= 0.5 ** (events / HALF_LIFE)
 
-    def fit(self, terms_BTN: Tensor, target_B: Tensor, allowed_BN: Tensor, length_B: Tensor, *, weight: float) -> None:
+    def fit(self, terms_TBN: Tensor, target_B: Tensor, allowed_BN: Tensor, length_B: Tensor, *, weight: float) -> None:
         """Maximise the posterior given these examples, each counted `weight` times.
 
-        `terms_BTN` are unscaled terms of the score; the target is allowed whatever `allowed_BN` says of it.
+        `terms_TBN` are unscaled terms of the score; the target is allowed whatever `allowed_BN` says of it.
         """
-        if len(terms_BTN) == 0:
+        if not len(target_B):
             return
-        terms_BTN = terms_BTN.float().cpu()
+        terms_TBN = terms_TBN.float().cpu()
         target_B, length_B = target_B.cpu(), length_B.cpu()
-        allowed_BN = allowed_BN.cpu().scatter(1, target_B.unsqueeze(1), True)
-        shared = torch.arange(LENGTHS, COEFFICIENTS)
-        scale_BC = torch.cat((length_B.unsqueeze(1), shared.expand(len(length_B), -1)), dim=1)
+        hidden_BN = ~allowed_BN.cpu().scatter(1, target_B.unsqueeze(1), True)
         prior = self.evidence + PRIOR * torch.eye(COEFFICIENTS, dtype=torch.float64)
         theta, mean = self.mean.clone(), self.mean
         hessian = torch.zeros_like(prior)
         for _ in range(NEWTON_STEPS):
-            slopes_BCN, score_BN = _score(terms_BTN, theta[scale_BC].float())
-            chance_BN = score_BN.masked_fill_(~allowed_BN, -torch.inf).softmax(1)
-            expected_BC = torch.einsum("bcn,bn->bc", slopes_BCN, chance_BN).double()
-            second_BCC = torch.einsum("bcn,bn,bdn->bcd", slopes_BCN, chance_BN, slopes_BCN).double()
-            own_BC = slopes_BCN[torch.arange(len(target_B)), :, target_B]
-            covariance_BCC = second_BCC - expected_BC.unsqueeze(2) * expected_BC.unsqueeze(1)
-            gradient = torch.zeros_like(theta)
-            gradient.index_put_((scale_BC,), weight * (own_BC.double() - expected_BC), accumulate=True)
-            hessian = torch.zeros_like(prior)
-            hessian.index_put_(
-                (scale_BC.unsqueeze(2).expand_as(second_BCC), scale_BC.unsqueeze(1).expand_as(second_BCC)),
-                weight * covariance_BCC, accumulate=True,
-            )  # fmt: skip
-            step = torch.linalg.solve(prior + hessian, gradient - prior @ (theta - mean))
-            before, theta = theta, (theta + step.clamp(-1, 1)).clamp(*BOUNDS.T)
-            if float((theta - before).abs().max()) < ENOUGH:
+            gradient, hessian = torch.zeros_like(theta), torch.zeros_like(prior)
+            for at in range(0, len(target_B), CHUNK):
+                part = slice(at, at + CHUNK)
+                length = length_B[part]
+                slopes_CBN, score_BN = _score(terms_TBN[:, part], theta[length].float(), theta[LENGTHS - 1 :].float())
+                chance_BN = score_BN.masked_fill_(hidden_BN[part], -torch.inf).softmax(1)
+                _add_derivatives(gradient, hessian, slopes_CBN, chance_BN, target_B[part], length)
+            hessian *= weight
+            room_C2 = (BOUNDS - theta.unsqueeze(1)).clamp(-1, 1)
+            precision = prior + hessian
+            step = _within(room_C2, precision, weight * gradient - prior @ (theta - mean))
+            theta = theta + step
+            if float(step @ precision @ step) < COEFFICIENTS:
                 break
         if bool(theta.isfinite().all()):
             self.mean = theta
@@ -136,12 +141,62 @@ class Calibration:
         return cls(state["mean"].clone(), state["evidence"].clone())
 
 
-def _score(terms_BTN: Tensor, theta_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """What each coefficient of an example changes in the scores, (B, C, N), and the scores, (B, N)."""
-    terms = terms_BTN.shape[1]
-    untouched_B1N = terms_BTN[:, -1:]
-    more = [(theta_BC[:, None, group] @ terms_BTN[:, group]) * untouched_B1N for group in TWOFOLD]
-    slopes_BCN = torch.cat((terms_BTN, *more), dim=1)
-    for number, group in enumerate(TWOFOLD):
-        slopes_BCN[:, group] *= 1 + theta_BC[:, terms + number, None, None] * untouched_B1N
-    return slopes_BCN, (theta_BC[:, None, :terms] @ slopes_BCN[:, :terms]).squeeze(1)
+def _within(room_C2: Tensor, curvature_CC: Tensor, gradient_C: Tensor) -> Tensor:
+    """Newton's step (C,) where each coordinate has so much room, down and up: those that want more stop there, and the
+    others go where it is best then, by an active set that only grows (Nocedal & Wright, "Numerical optimization", 2006,
+    section 16.7)."""
+    step_C, held_C = torch.zeros_like(gradient_C), torch.zeros_like(gradient_C, dtype=torch.bool)
+    while True:
+        free_C = ~held_C
+        rest_C = gradient_C - curvature_CC @ (step_C * held_C)
+        step_C[free_C] = torch.linalg.solve(curvature_CC[free_C][:, free_C], rest_C[free_C])
+        inside_C = step_C.clamp(*room_C2.T)
+        beyond_C = inside_C != step_C
+        step_C = inside_C
+        if not bool((beyond_C & free_C).any()):
+            return step_C
+        held_C |= beyond_C
+
+
+def _score(terms_TBN: Tensor, personal_B: Tensor, theta_C: Tensor) -> tuple[Tensor, Tensor]:
+    """What each coefficient of an example changes in the scores, (C, B, N), and the scores, (B, N).
+
+    The first coefficient, that of the personal term, is `personal_B`, and the first of `theta_C` stands for it only.
+    """
+    terms, untouched_BN = len(terms_TBN), terms_TBN[-1]
+    slopes_CBN = terms_TBN.new_empty(terms + len(TWOFOLD), *untouched_BN.shape)
+    slopes_CBN[:terms] = terms_TBN
+
+    def total(slopes_GBN: Tensor, group: slice) -> Tensor:
+        if group.start == 0:
+            rest_BN = torch.tensordot(theta_C[1 : group.stop], slopes_GBN[1:], dims=1)
+            return torch.addcmul(rest_BN, personal_B.unsqueeze(1), slopes_GBN[0])
+        found_BN: Tensor = torch.tensordot(theta_C[group], slopes_GBN, dims=1)
+        return found_BN
+
+    for number, groups in enumerate(TWOFOLD, start=terms):
+        whole_BN = torch.stack([total(terms_TBN[group], group) for group in groups]).sum(0)
+        torch.mul(whole_BN, untouched_BN, out=slopes_CBN[number])
+        factor_BN = 1 + theta_C[number] * untouched_BN
+        for group in groups:
+            slopes_CBN[group] *= factor_BN
+    return slopes_CBN, total(slopes_CBN[:terms], slice(0, terms))
+
+
+def _add_derivatives(
+    gradient: Tensor, hessian: Tensor, slopes_CBN: Tensor, chance_BN: Tensor, target_B: Tensor, length_B: Tensor
+) -> None:
+    """Adds the gradient of the examples' log likelihood by coefficient, and minus its Hessian, to those given."""
+    weighted_CBN = slopes_CBN * chance_BN
+    expected_CB = weighted_CBN.sum(2).double()
+    beyond_CB = slopes_CBN[:, torch.arange(len(target_B)), target_B].double() - expected_CB
+    gradient.index_add_(0, length_B, beyond_CB[0])
+    gradient[LENGTHS:] += beyond_CB[1:].sum(1)
+    # over all examples at once, but for the personal term: each has a scale by its length there
+    second_CC = (weighted_CBN[1:].flatten(1) @ slopes_CBN[1:].flatten(1).T).double()
+    with_personal_CB = torch.einsum("bn,cbn->cb", weighted_CBN[0], slopes_CBN).double() - expected_CB[0] * expected_CB
+    by_length = hessian.new_zeros(LENGTHS, len(slopes_CBN)).index_add_(0, length_B, with_personal_CB.T)
+    hessian[LENGTHS:, LENGTHS:] += second_CC - expected_CB[1:] @ expected_CB[1:].T
+    hessian[range(LENGTHS), range(LENGTHS)] += by_length[:, 0]
+    hessian[:LENGTHS, LENGTHS:] += by_length[:, 1:]
+    hessian[LENGTHS:, :LENGTHS] += by_length[:, 1:].T

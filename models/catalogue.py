@@ -76,6 +76,8 @@ def same_outlines(one: Scorer, other: Scorer) -> bool:
 
 
 def _same(one: Scorer, other: Scorer, parts: tuple[str, ...]) -> bool:
+    if one is other:
+        return True
     if one.spec.modalities != other.spec.modalities or one.spec.fusion != other.spec.fusion:
         return False
     mine, theirs = one.state_dict(), other.state_dict()

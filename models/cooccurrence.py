@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from models.event_log import LogView
 from models.fold_in import FoldIn
@@ -143,27 +144,40 @@ class _Choices(NamedTuple):
         )  # fmt: skip
         return cls(*(torch.from_numpy(one).to(device) for one in columns))
 
-    def cosines(self, counts_N: Tensor, alive_A: Tensor) -> Tensor:
-        """What they add to the cosines of the items `alive_A`, whose counts are theirs already; sparse (A, A)."""
+    def cosines(self, counts_N: Tensor, alive_A: Tensor) -> _Added:
+        """What they add to the cosines of the items `alive_A`, whose counts are theirs already."""
         there_E = counts_N[self.had_E] > 0
         new_E, had_E, weight_E = self.new_E[there_E], self.had_E[there_E], self.weight_E[there_E]
         one, other = torch.cat((new_E, had_E, self.item_B)), torch.cat((had_E, new_E, self.item_B))
         weight = torch.cat((weight_E, weight_E, torch.ones_like(self.item_B)))
         place_N = torch.zeros_like(counts_N, dtype=torch.int64)
         place_N[alive_A] = torch.arange(len(alive_A), device=alive_A.device)
-        return torch.sparse_coo_tensor(
-            torch.stack((place_N[one], place_N[other])),
-            (weight * (counts_N[one] * counts_N[other]).rsqrt()).float(),
-            (len(alive_A), len(alive_A)),
-            check_invariants=False,
+        # by rows, as sums of rows want them; pairs that come twice add up
+        row_E, order_E = torch.sort(place_N[one], stable=True)
+        one, other, weight = one[order_E], other[order_E], weight[order_E]
+        start_A = torch.searchsorted(row_E, torch.arange(len(alive_A), device=row_E.device))
+        return _Added(place_N[other], start_A, (weight * (counts_N[one] * counts_N[other]).rsqrt()).float())
+
+
+class _Added(NamedTuple):
+    """A sparse matrix (A, A), one row after another."""
+
+    column_E: Tensor
+    start_A: Tensor
+    value_E: Tensor
+
+    def __matmul__(self, x_AQ: Tensor) -> Tensor:
+        found_AQ: Tensor = functional.embedding_bag(
+            self.column_E, x_AQ, self.start_A, mode="sum", per_sample_weights=self.value_E
         )
+        return found_AQ
 
 
-def _of_rank(values_AK: Tensor, added_AA: Tensor, generator: torch.Generator) -> Tensor:
+def _of_rank(values_AK: Tensor, added_AA: _Added, generator: torch.Generator) -> Tensor:
     """W' (A, K) with W' W'ᵀ ≈ W Wᵀ + `added_AA`."""
 
     def product(x_AQ: Tensor) -> Tensor:
-        found_AQ: Tensor = torch.addmm(torch.sparse.mm(added_AA, x_AQ), values_AK, values_AK.T @ x_AQ)
+        found_AQ: Tensor = torch.addmm(added_AA @ x_AQ, values_AK, values_AK.T @ x_AQ)
         return found_AQ
 
     rows, dim = values_AK.shape

@@ -66,7 +66,7 @@ class InputNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (…, I); the identity (but for the clip) before anything was observed."""
-        return ((x - self.shift) * self.scale).clamp(-self.clip, self.clip)
+        return (x - self.shift).mul_(self.scale).clamp_(-self.clip, self.clip)
 
 
 class VectorEncoder(nn.Module):

@@ -75,12 +75,13 @@ class LogView:
 
     def items_before(self, position_B: Ints) -> list[Ints]:
         """Item rows that each event's user had at strictly earlier times, of all of their history."""
-        chains: dict[int, Ints] = {}
-        for user, start in zip(self.user[position_B].tolist(), self.before[position_B].tolist(), strict=True):
-            if user not in chains or (start >= 0 and (not len(chains[user]) or start > chains[user][0])):
-                chains[user] = np.array(self.chain(start), np.int64)
+        latest: dict[int, int] = {}
+        starts = list(zip(self.user[position_B].tolist(), self.before[position_B].tolist(), strict=True))
+        for user, start in starts:
+            latest[user] = max(start, latest.get(user, -1))
+        chains = {user: np.array(self.chain(start), np.int64) for user, start in latest.items()}
         items = []
-        for user, start in zip(self.user[position_B].tolist(), self.before[position_B].tolist(), strict=True):
+        for user, start in starts:
             # a chain goes back in the log: what one event has behind it is the end of what a later one has
             chain = chains[user]
             item = self.item[chain[np.searchsorted(-chain, -start) :]] if start >= 0 else self.item[:0]

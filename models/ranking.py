@@ -9,8 +9,9 @@ Shape suffixes: B events, N items.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -26,21 +27,23 @@ def ranks(
 
     `candidates_BN` is a boolean mask, (N,) or (B, N); without it all N are candidates. The target always is one.
     """
-    scores_BN = torch.as_tensor(scores_BN)
-    target_B1 = torch.as_tensor(target_B).to(device=scores_BN.device, dtype=torch.int64).unsqueeze(1)
-    own_B1 = scores_BN.gather(1, target_B1)
-    above_BN = scores_BN > own_B1
-    same_BN = scores_BN == own_B1
-    broken_BN = scores_BN.isnan()
-    if candidates_BN is not None:
-        candidates_BN = torch.as_tensor(candidates_BN).to(scores_BN.device)
-        above_BN &= candidates_BN
-        same_BN &= candidates_BN
-        broken_BN &= candidates_BN
-    same_BN.scatter_(1, target_B1, True)  # itself, also where it is no candidate
-    rank_B = above_BN.sum(1).double() + (same_BN.sum(1).double() - 1) / 2
-    rank_B[broken_BN.any(1) | own_B1.squeeze(1).isnan()] = torch.nan
-    return rank_B.cpu().numpy()
+    scores_BN, target_B1 = _array(scores_BN), _array(target_B).astype(np.int64)[:, None]
+    own_B1 = np.take_along_axis(scores_BN, target_B1, axis=1)
+    above_BN, same_BN = scores_BN > own_B1, scores_BN == own_B1
+    candidates = None if candidates_BN is None else _array(candidates_BN)
+    if candidates is not None:
+        above_BN &= candidates
+        same_BN &= candidates
+    np.put_along_axis(same_BN, target_B1, True, axis=1)  # itself, also where it is no candidate
+    rank_B: Floats = np.count_nonzero(above_BN, axis=1) + (np.count_nonzero(same_BN, axis=1) - 1) / 2
+    if np.isnan(scores_BN.sum()):  # so that they are looked through only where there may be one
+        broken_BN = np.isnan(scores_BN) if candidates is None else np.isnan(scores_BN) & candidates
+        rank_B[broken_BN.any(axis=1) | np.isnan(own_B1[:, 0])] = np.nan
+    return rank_B
+
+
+def _array(of: Tensor | NDArray[Any]) -> NDArray[Any]:
+    return of.cpu().numpy() if isinstance(of, Tensor) else of
 
 
 def gain(rank_B: ArrayLike) -> Floats:

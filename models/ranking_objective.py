@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models import catalogue, likeness, losses
+from models.calibration import TERMS
 from models.event_log import LogView
 from models.examples import Examples
 from models.fold_in import FoldIn
@@ -233,7 +234,12 @@ class Ranking(Objective):
         by_chosen_BWK = torch.cat((readings.together_BK.unsqueeze(1), readings.folded_BWK), dim=1)
         assert taste_BWD is not None
 
-        def terms(part: slice, v: Tensor, alike: Tensor, counts: Tensor, untouched: Tensor, pattern: str) -> Tensor:
+        target_B = torch.zeros(len(examples), dtype=torch.int64)
+        terms_TBN = features.new_empty(TERMS, len(examples), n + 1)
+
+        def put(
+            out: Tensor, part: slice, v: Tensor, alike: Tensor, counts: Tensor, untouched: Tensor, pattern: str
+        ) -> None:
             outline, vintage, chosen_by, factor = torch.split(alike, sizes, dim=1)
             pairs = (
                 (user_B1V[:, :, :d], v[:, :d]),
@@ -245,21 +251,23 @@ class Ranking(Objective):
                 (taste_BWD, v[:, :d]),
                 (readings.factors_BK.unsqueeze(1), factor),
             )
-            parts = [torch.einsum(pattern, mine[part], theirs) for mine, theirs in pairs]
-            counts, untouched = (one.expand(len(parts[0]), *one.shape[1:]) for one in (counts, untouched))
-            return torch.cat((*parts, counts, untouched), dim=1)
+            at = 0
+            for mine, theirs in pairs:
+                out[at : at + mine.shape[1]] = torch.einsum(pattern, mine[part], theirs)
+                at += mine.shape[1]
+            out[at : at + len(HALF_LIVES)] = counts
+            out[-1] = untouched
 
-        found = []
         for part, vectors, bias, _, features in moments:
-            counts, untouched = features[:, : len(HALF_LIVES)], features[:, NEVER_SEEN:]
+            counts, untouched = features[:, : len(HALF_LIVES)], features[:, NEVER_SEEN]
             item_NV = scorer.items(vectors[:n], bias[:n], features[:n])
             own = own_B[part]
             own_BV = scorer.items(vectors[own], bias[own], features[own])
-            own_BT = terms(part, own_BV, alike_BK[part], counts[own], untouched[own], "btv,bv->bt")
-            sampled_BTN = terms(part, item_NV, alike_NK, counts[:n].T[None], untouched[:n].T[None], "btv,nv->btn")
-            found.append(torch.cat((own_BT.unsqueeze(2), sampled_BTN), dim=2))
-        target_B = torch.zeros(len(examples), dtype=torch.int64)
-        return torch.cat(found), target_B, self._allowed(examples, lead), history.length_B
+            put(terms_TBN[:, part, 0], part, own_BV, alike_BK[part], counts[own].T, untouched[own], "btv,bv->tb")
+            put(
+                terms_TBN[:, part, 1:], part, item_NV, alike_NK, counts[:n].T.unsqueeze(1), untouched[:n], "btv,nv->tbn"
+            )
+        return terms_TBN, target_B, self._allowed(examples, lead), history.length_B
 
     def _allowed(self, examples: Examples, lead: Tensor) -> Tensor:
         """Whether each of the items `lead` is a candidate of each example beside its target, which comes first."""

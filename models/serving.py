@@ -15,16 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from models import catalogue
-from models.calibration import Calibration
 from models.event_log import LogView
-from models.factors import FactorReading
 from models.features import FeatureTable
 from models.fold_in import FoldIn
-from models.histories import Histories, ValueScale
-from models.learner import popularity_from
+from models.frozen import Frozen
+from models.histories import Histories
 from models.memory import Memory
 from models.readings import Readings
-from models.scorer import AS_LEARNED, Scorer, extras, neutral_scales
+from models.scorer import Scorer, extras, neutral_scales
 from models.spec import ModelSpec
 from models.vintage import knots_of, vintages
 
@@ -42,9 +40,6 @@ class Snapshot:
     """Weights, item vectors, histories and ids as of one moment. Nothing in it changes, but that forgotten ids
     disappear."""
 
-    version: int
-    spec: ModelSpec
-
     @classmethod
     def build(
         cls,
@@ -56,34 +51,31 @@ class Snapshot:
         upto: int | None = None,
         like: Snapshot | None = None,
     ) -> Snapshot:
-        """The snapshot of a learner's state over today's memory, which may be much younger (a rollback).
+        """The snapshot of a learner's state over today's memory, which may be much younger (a rollback); see `of`."""
+        return cls.of(Frozen(spec, state, like.frozen if like else None), memory, version=version, upto=upto, like=like)
+
+    @classmethod
+    def of(
+        cls, frozen: Frozen, memory: Memory, *, version: int, upto: int | None = None, like: Snapshot | None = None
+    ) -> Snapshot:
+        """The snapshot of these weights over today's memory.
 
         Items that the weights have not met have no residual; popularity and histories include every event in memory, or
-        popularity only those before the log position `upto` (not before the state's own), to judge by what follows.
-        Contents are taken from `like`, another snapshot of this memory, where its encoders are the same.
+        popularity only those before the log position `upto` (not before the weights' own), to judge by what follows.
+        What `like`, another snapshot of this memory, has the same is shared with it.
         """
-        return cls(spec, state, memory, version, upto, like)
+        return cls(frozen, memory, version, upto, like)
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        state: dict[str, Any],
-        memory: Memory,
-        version: int,
-        upto: int | None = None,
-        like: Snapshot | None = None,
+        self, frozen: Frozen, memory: Memory, version: int, upto: int | None = None, like: Snapshot | None = None
     ) -> None:
-        self.spec, self.version = spec, version
-        self.d = spec.dim
+        self.frozen, self.version = frozen, version
+        self.spec, self.scorer, self.values = frozen.spec, frozen.scorer, frozen.values
+        self.scales, self.corrections = frozen.scales, frozen.corrections
+        self.d = self.spec.dim
         """Size of the personal part, which comes first in a published vector."""
-        self.dim = spec.dim + extras(spec)
+        self.dim = self.spec.dim + extras(self.spec)
         """Length of a published vector."""
-        self.scorer = frozen_scorer(spec, state, like)
-        self.values = ValueScale(**state["values"])
-        ranks = spec.objective == "ranking" and spec.head == "dot"
-        calibration = Calibration.from_state(state["calibration"])
-        self.scales = calibration.scales if ranks else neutral_scales()
-        self.corrections = calibration.corrections if ranks else AS_LEARNED
         self.log: LogView = memory.view()
         self.items, self.users, self.actions = memory.items, memory.users, memory.actions
         self.weights = memory.weights
@@ -98,12 +90,14 @@ class Snapshot:
         self._knots = knots_of(self.announced, self.spec.vintage_dim)
         self.contents_ND, self.likeness_NK = self._contents(like)
         """Fused contents of all item rows, and what was announced with them (K may be 0)."""
-        self.alike_NK = self._alike(state)
+        self.alike_NK = self._alike(like)
         """What was announced with items and when, which ones the same users chose, and the factors."""
-        self._build_items(state, len(self.log) if upto is None else upto)
-        self._build_readings(state, like)
-        self.default_user: Vectors = self.user_matrix(Histories.empty(1, spec.events_read), np.array([-1]))[0]
-        """The vector of anyone unknown."""
+        self._build_items(len(self.log) if upto is None else upto)
+        self._taste: FoldIn | None = None
+        """The reading of learned vectors, as `Frozen.folded` is that of co-occurrence."""
+        if frozen.folded is not None and self.spec.head == "dot":
+            learned_MD = torch.from_numpy(self.personal_ND[: len(frozen.recent_M)])
+            self._taste = FoldIn.of(learned_MD, frozen.recent_M, like._taste if like else None)
 
     def _contents(self, like: Snapshot | None) -> tuple[Vectors, Vectors]:
         known: tuple[Vectors | None, Vectors | None] = (None, None)
@@ -117,12 +111,21 @@ class Snapshot:
             self._in_chunks(catalogue.likeness, self.spec.likeness_dim, like, known[1]),
         )
 
-    def _alike(self, state: dict[str, Any]) -> Vectors:
-        tables = (state["cooccurrence"]["values"].numpy(), state["factors"]["mean"].numpy())
+    def _alike(self, like: Snapshot | None) -> Vectors:
+        chosen_MK, told = self.frozen.chosen_MK, self.spec.told_dim
+        if (
+            like is None
+            or self.likeness_NK is not like.likeness_NK
+            or not np.array_equal(self.announced, like.announced)
+        ):  # fmt: skip
+            told_NK = self.told(self.likeness_NK, self.announced)
+        elif self.frozen is like.frozen:
+            return like.alike_NK
+        else:
+            told_NK = like.alike_NK[:, :told]
         alike_NK = np.zeros((self.n_items, self.spec.alike_dim), np.float32)
-        known = min(self.n_items, len(tables[0]))
-        alike_NK[:, : self.spec.told_dim] = self.told(self.likeness_NK, self.announced)
-        alike_NK[:known, self.spec.told_dim :] = np.concatenate([table[:known] for table in tables], axis=1)
+        alike_NK[:, :told] = told_NK
+        alike_NK[: len(chosen_MK), told:] = chosen_MK
         return alike_NK
 
     def told(self, likeness_RK: Vectors, announced_R: NDArray[np.float64]) -> Vectors:
@@ -130,26 +133,12 @@ class Snapshot:
         vintage_RK = vintages(announced_R, self._knots, self.spec.vintage_dim)
         return np.concatenate((likeness_RK, vintage_RK), axis=1)
 
-    def _build_readings(self, state: dict[str, Any], like: Snapshot | None) -> None:
-        """Fold-ins on the stored co-occurrence and on learned vectors, those of `like` where they are the same; and the
-        reading of factors."""
-        stored, factors = state["cooccurrence"], state["factors"]
-        self._factors = FactorReading(*(factors[name][: self.n_items] for name in ("mean", "precision", "counts")))
-        self._folded: FoldIn | None = None
-        self._taste: FoldIn | None = None
-        if self.spec.objective == "rating":
-            return
-        recent = stored["recent"][: self.n_items]
-        self._folded = FoldIn.of(stored["values"][: len(recent)], recent, like._folded if like else None)
-        if self.spec.head == "dot":
-            learned_ND = torch.from_numpy(self.personal_ND[: len(recent)])
-            self._taste = FoldIn.of(learned_ND, recent, like._taste if like else None)
-
     def prepare(self) -> None:
         """Make all that would else be made when it is first asked for: this one is going to be served."""
-        for reading in (self._folded, self._taste):
+        for reading in (self.frozen.folded, self._taste):
             if reading is not None:
                 reading.prepare()
+        _ = self.default_user
 
     def _in_chunks(
         self,
@@ -160,37 +149,36 @@ class Snapshot:
     ) -> Vectors:
         """What `make` makes of all items, (N, size); chunks of the same items with the same features are taken from
         those `known` of `like`."""
-        table = np.empty((self.n_items, size), np.float32)
-        for at in range(0, self.n_items, ENCODED):
-            part = np.arange(at, min(at + ENCODED, self.n_items))
+        spans = [slice(at, min(at + ENCODED, self.n_items)) for at in range(0, self.n_items, ENCODED)]
+        parts: list[Vectors | None] = [None] * len(spans)
+        if like is not None and known is not None:
             # whole chunks: the last bits of a row depend on which rows it is encoded with, and after a restart, when
             # there is no `like`, the same snapshot must be the same
-            if (
-                like is not None
-                and known is not None
-                and len(known[at : at + ENCODED]) == len(part)
-                and self.item_features.unchanged(like.item_features, part).all()
-            ):
-                table[part] = known[part]
-            else:
-                table[part] = make(self.scorer, self.item_features, part, "cpu").numpy()
+            for number, span in enumerate(spans):
+                whole = len(known[span]) == span.stop - span.start
+                if whole and self.item_features.unchanged(like.item_features, np.arange(self.n_items)[span]).all():
+                    parts[number] = known[span]
+            if len(known) == self.n_items and not any(part is None for part in parts):
+                return known
+        table = np.empty((self.n_items, size), np.float32)
+        for span, part in zip(spans, parts, strict=True):
+            if part is None:
+                part = make(self.scorer, self.item_features, np.arange(self.n_items)[span], "cpu").numpy()
+            table[span] = part
         return table
 
-    def _build_items(self, state: dict[str, Any], upto: int) -> None:
-        self.popularity = popularity_from(state)
+    def _build_items(self, upto: int) -> None:
+        frozen = self.frozen
+        self.popularity = frozen.popularity.copy()
         self.popularity.grow(self.n_items)
         start = self.popularity.position
-        # rows that these weights never met, for they were first touched later, stay zero: content alone
-        met = self.popularity.first[: min(self.n_items, len(state["bias"]["values"]))] >= 0
         self.popularity.advance(self.log.item[start:upto], self.log.weight[start:upto] > 0)
-        self.residual = np.zeros((self.n_items, self.d), np.float32)
-        self.context = np.zeros((self.n_items, self.d), np.float32)
-        """What is added to an item's personal part where it stands in a history."""
-        self.bias = np.zeros(self.n_items, np.float32)
-        known = len(met)
-        self.residual[:known] = state["residual"]["values"].numpy()[:known] * met[:, None]
-        self.bias[:known] = state["bias"]["values"].numpy()[:known, 0] * met
-        self.context[:known] = state["context"]["values"].numpy()[:known] * met[:, None]
+        # rows that the weights never met stay zero
+        self.residual, self.context, self.bias = (
+            _longer(part, self.n_items) for part in (frozen.residual_MD, frozen.context_MD, frozen.bias_M)
+        )
+        """What items have of their own, what is added to their personal part where they stand in a history, and their
+        biases."""
         self.personal_ND = self.contents_ND + self.residual
         """Personal parts, before calibration scales those of untouched items."""
         self.vectors_NV = np.empty((self.n_items, self.dim), np.float32)
@@ -198,7 +186,7 @@ class Snapshot:
         now = self.event_time if self.event_time is not None else 0.0
         self.features_NK = self.popularity.features(np.arange(self.n_items), now - self.announced)
         for at in range(0, self.n_items, CHUNK):
-            rows = np.arange(at, min(at + CHUNK, self.n_items))
+            rows = slice(at, at + CHUNK)
             self.vectors_NV[rows] = self.item_matrix(
                 self.personal_ND[rows], self.bias[rows], self.features_NK[rows], self.alike_NK[rows]
             )  # fmt: skip
@@ -211,6 +199,11 @@ class Snapshot:
         return bool(np.isfinite(self.vectors_NV).all() and np.isfinite(self.default_user).all())
 
     # -- vectors
+
+    @cached_property
+    def default_user(self) -> Vectors:
+        """The vector of anyone unknown, (V,)."""
+        return np.asarray(self.user_matrix(Histories.empty(1, self.spec.events_read), np.array([-1]))[0])
 
     @cached_property
     def learned_vectors(self) -> Vectors:
@@ -278,7 +271,7 @@ class Snapshot:
     ) -> Readings | None:
         """What these histories say by what was told of items and by co-occurrence, columns of `alike` of item rows, by
         their `personal` parts, and by the factors; for ratings it follows from the values that users gave."""
-        if self._folded is None:
+        if self.frozen.folded is None:
             return None
         told = slice(0, self.spec.told_dim)
         together = slice(told.stop, told.stop + self.spec.cooccurrence_dim)
@@ -287,7 +280,8 @@ class Snapshot:
             lambda rows: torch.from_numpy(alike(rows, told)),
             lambda rows: torch.from_numpy(alike(rows, together)),
             lambda rows: torch.from_numpy(personal(rows)),
-            likeness_dim=self.spec.likeness_dim, factors=self._factors, folded=self._folded, taste=self._taste,
+            likeness_dim=self.spec.likeness_dim, factors=self.frozen.factors, folded=self.frozen.folded,
+            taste=self._taste,
         )  # fmt: skip
 
     def histories(self, users: Ints, until_B: NDArray[np.float64] | None = None) -> Histories:
@@ -377,14 +371,8 @@ class Snapshot:
         return self.scores(self.user_matrix(self.histories(users), users), self.vectors_NV[items])
 
 
-def frozen_scorer(spec: ModelSpec, state: dict[str, Any], like: Snapshot | None = None) -> Scorer:
-    """The scorer of a learner's state, for inference on the CPU; that of `like` where it is the same."""
-    stored = state["scorer"]
-    if like is not None and like.spec == spec:
-        known = like.scorer.state_dict()
-        if known.keys() == stored.keys() and all(torch.equal(value, stored[name]) for name, value in known.items()):
-            return like.scorer
-    with torch.random.fork_rng(devices=[]):
-        scorer = Scorer(spec)
-    scorer.load_state_dict(stored)
-    return scorer.eval().requires_grad_(False)
+def _longer(table: Vectors, rows: int) -> Vectors:
+    """The table with zeros behind its end."""
+    if len(table) == rows:
+        return table
+    return np.concatenate((table, np.zeros((rows - len(table), *table.shape[1:]), np.float32)))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from service.errors import NotRunning
 from streams.embedded import ServerProcess
@@ -32,5 +35,18 @@ class DemoDaemon(ServerProcess):
         """Raise `NotRunning` if it has ended, with its last words."""
         if not self.running:
             raise NotRunning(
-                "the daemon ended before the demo was over.", hint=f"The end of {self.log} says: {self._last_words()}"
+                f"the daemon ended {self.ended} before the demo was over.",
+                hint=f"The end of {self.log} says: {self._last_words()}",
             )
+
+    def _last_words(self) -> str:
+        """What the last line of the log says and why, without all else that it holds."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        for line in reversed(lines):
+            try:
+                said = msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.DecodeError:
+                break  # a traceback, or what a library wrote: nothing is left out of that
+            if "event" in said:
+                return ": ".join(str(said[part]) for part in ("event", "error") if said.get(part))
+        return super()._last_words()

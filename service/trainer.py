@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.frozen import Frozen
 from models.heldout import DECAYED, HeldOut
 from models.learner import Learner, LearnReport
 from models.memory import Memory
@@ -87,9 +88,11 @@ class Trainer:
         self._pooled: list[Pooled] = []
         self._held_out = range(0)
         self.floor = Floor(promotion)
-        self._champion: State | None = None
+        self._champion: Frozen | None = None
         self.shadow = Shadow.beside(config, memory)
         """A second configuration that learns the same, None where there is none."""
+        self._learned: Frozen | None = None
+        """The learner's own weights, frozen when they were last judged or served; None where it has changed since."""
         self._like: list[Snapshot] = []
         """The champion's and the candidate's last snapshots: contents are encoded once for each of the two."""
 
@@ -111,7 +114,7 @@ class Trainer:
         if champion is not None:
             if champion is not state:
                 trainer.check(champion)
-            trainer._champion = champion["learner"]
+            trainer.crown(champion)
         return trainer
 
     def state_dict(self) -> State:
@@ -137,6 +140,7 @@ class Trainer:
 
     def load_state_dict(self, state: State) -> None:
         """Go on exactly where `state` was taken."""
+        self._learned = None
         self.learner.load_state_dict(state["learner"])
         self._pooled = list(state["pooled"])
         self._held_out = range(*state["held_out"])
@@ -158,6 +162,7 @@ class Trainer:
             held_out=held_out,
             threads=threads,
         )
+        self._learned = None
         if len(fresh):
             with torch_threads(threads):
                 attempt.report = self.learner.learn(np.asarray(learned), replay_ratio=replay_ratio)
@@ -214,6 +219,7 @@ class Trainer:
         )
 
     def _take_back(self, attempt: Attempt, *, poison: bool) -> None:
+        self._learned = None
         self.learner.load_state_dict(attempt.parent)
         # The events happened all the same: popularity counts them, and replay may draw them unless they are poison.
         if poison:
@@ -230,17 +236,18 @@ class Trainer:
             return Window(
                 candidate=nothing, champion=None, popularity=nothing, decayed_popularity=nothing, weights_finite=False
             )
-        spec, memory = self._config.model, self.memory
+        memory = self.memory
         with torch_threads(attempt.threads):
             upto = attempt.held_out.start
             like = self._like[0] if self._like else None
-            candidate = Snapshot.build(spec, self.learner.weights(), memory, version=0, upto=upto, like=like)
+            self._learned = None
+            candidate = Snapshot.of(self._frozen(), memory, version=0, upto=upto, like=like)
             held_out = HeldOut.of(candidate, np.asarray(attempt.held_out, np.int64))
             attempt.judged_on = held_out
             scores, learned = held_out.whole_and_learned(candidate)
             champion = champion_learned = None
             if self._champion is not None:
-                snapshot = Snapshot.build(spec, self._champion, memory, version=0, upto=upto, like=like)
+                snapshot = Snapshot.of(self._champion, memory, version=0, upto=upto, like=like)
                 champion, champion_learned = held_out.whole_and_learned(snapshot)
                 self._like = [snapshot]
             self._like = [*self._like[:1], candidate]
@@ -266,9 +273,16 @@ class Trainer:
             served.prepare()
             return served
         like = self._like[-1] if self._like else None
-        snapshot = Snapshot.build(spec, self.learner.weights(), memory, version=version, like=like)
+        snapshot = Snapshot.of(self._frozen(), memory, version=version, like=like)
         self._like = [snapshot]
         return snapshot
+
+    def _frozen(self) -> Frozen:
+        """The learner's weights as they are now."""
+        if self._learned is None:
+            like = self._like[-1].frozen if self._like else None
+            self._learned = Frozen(self._config.model, self.learner.weights(), like)
+        return self._learned
 
     def agrees_with(self, snapshot: Snapshot) -> bool:
         """Whether a snapshot, loaded back from disk, scores as the weights in memory do."""
@@ -277,7 +291,7 @@ class Trainer:
 
     def crown(self, state: State) -> None:
         """The state of the version that is served from now on."""
-        self._champion = state["learner"]
+        self._champion = Frozen(self._config.model, state["learner"], self._learned)
 
     def with_shadow(self) -> State:
         """Today's state with the shadow's weights, optimizer and scales in place of the learner's own; the shadow goes

@@ -130,6 +130,14 @@ class ServerProcess:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def ended(self) -> str:
+        """How it ended: "with exit code 3" or "by SIGKILL"; empty while it runs, and before it ever did."""
+        code = None if self._process is None else self._process.poll()
+        if code is None:
+            return ""
+        return f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+
     def start(self) -> str:
         """Start, wait until it serves, and return the address.
 

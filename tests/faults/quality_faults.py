@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.frozen import Frozen
 from models.heldout import HeldOut
-from models.learner import popularity_from
 from models.serving import Snapshot
-from models.spec import ModelSpec
 from service.checkpoints import CheckpointStore
 from tests.faults.stage import FIRST, PER_PHASE, Outcome, Stage, fault
 
@@ -45,9 +44,9 @@ def spoil_after(first: int) -> None:
     """Whatever has learned from more than the `first` events predicts half as well as it would."""
     build, score = Snapshot.__init__, HeldOut.by_model
 
-    def noted(self: Snapshot, spec: ModelSpec, state: dict[str, Any], *rest: Any, **more: Any) -> None:
-        build(self, spec, state, *rest, **more)
-        self.spoiled = popularity_from(state).position > first  # type: ignore[attr-defined]
+    def noted(self: Snapshot, frozen: Frozen, *rest: Any, **more: Any) -> None:
+        build(self, frozen, *rest, **more)
+        self.spoiled = frozen.popularity.position > first  # type: ignore[attr-defined]
 
     def spoiling(self: HeldOut, snapshot: Snapshot) -> NDArray[np.float64]:
         scores = score(self, snapshot)

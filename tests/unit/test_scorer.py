@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.calibration import Calibration
+from models.calibration import Calibration, _within
 from models.full_softmax import FullSoftmax
 from models.histories import LENGTHS, Histories, ValueScale
 from models.item_tables import RowTable
@@ -147,8 +147,8 @@ TERMS = len(TRUTH) - len(SHARES)
 
 
 def random_terms(examples: int, candidates: int, draw: torch.Generator) -> torch.Tensor:
-    terms = torch.randn(examples, TERMS, candidates, generator=draw)
-    terms[:, -1] = (terms[:, -1] > 0.5).float()
+    terms = torch.randn(TERMS, examples, candidates, generator=draw)
+    terms[-1] = (terms[-1] > 0.5).float()
     return terms
 
 
@@ -160,8 +160,9 @@ def found(calibration: Calibration) -> torch.Tensor:
 
 
 def scores(terms: torch.Tensor) -> torch.Tensor:
-    again = [(TRUTH[group] @ terms[:, group]) * terms[:, -1] for group in SHARES]
-    return TRUTH @ torch.cat((terms, torch.stack(again, dim=1)), dim=1)
+    again = [torch.tensordot(TRUTH[group], terms[group], dims=1) * terms[-1] for group in SHARES]
+    found: torch.Tensor = torch.tensordot(TRUTH, torch.cat((terms, torch.stack(again))), dims=1)
+    return found
 
 
 def test_calibration_finds_the_scales_that_made_the_choices() -> None:
@@ -174,16 +175,31 @@ def test_calibration_finds_the_scales_that_made_the_choices() -> None:
         calibration.fade(8000)
         span = slice(part, part + 8000)
         allowed = torch.ones(8000, 12, dtype=torch.bool)
-        calibration.fit(terms[span], target[span], allowed, length[span], weight=1.0)
+        calibration.fit(terms[:, span], target[span], allowed, length[span], weight=1.0)
     torch.testing.assert_close(found(calibration), TRUTH, atol=0.1, rtol=0)
     assert calibration.scales[3] == 1.0  # no history of that length was seen
+
+
+def test_scales_that_are_held_at_their_bound_leave_the_others_where_these_are_likeliest() -> None:
+    draw = torch.Generator().manual_seed(3)
+    root = torch.randn(200, 6, 6, generator=draw, dtype=torch.float64)
+    for curvature in root @ root.mT + torch.eye(6):
+        room = torch.tensor([[-0.3, 0.2]], dtype=torch.float64).expand(6, 2)
+        gradient = torch.randn(6, generator=draw, dtype=torch.float64)
+        step = _within(room, curvature, gradient)
+        assert bool(((step >= -0.3) & (step <= 0.2)).all())
+        free = (step > -0.3) & (step < 0.2)
+        torch.testing.assert_close((curvature @ step)[free], gradient[free])
+        alone = torch.linalg.solve(curvature, gradient)
+        if bool(((alone > -0.3) & (alone < 0.2)).all()):
+            torch.testing.assert_close(step, alone)
 
 
 def test_calibration_on_a_sample_of_the_candidates_finds_the_scales_of_all_of_them() -> None:
     draw = torch.Generator().manual_seed(0)
     terms = random_terms(24_000, 200, draw)
     target = torch.multinomial(scores(terms).softmax(1), 1, generator=draw)
-    own = terms.gather(2, target.unsqueeze(2).expand(-1, TERMS, 1))
+    own = terms.gather(2, target.expand(TERMS, -1, 1))
     sample = torch.cat((own, terms[:, :, :100]), dim=2)
     allowed = torch.cat((torch.ones_like(target, dtype=torch.bool), torch.arange(100) != target), dim=1)
     calibration = Calibration()
