@@ -34,7 +34,7 @@ from streams.simulator import Simulator, World
 PHASE = 5_000
 WARM = 4
 """Phases that are learned as one, and not measured."""
-RANKED = 0.1
+RANKED = 0.5
 """Share of the events that is ranked."""
 STEADY = 4
 """Phases whose mean is the level before a change, or at the end."""

@@ -35,7 +35,7 @@ HALF_LIFE = 5_000.0
 """Events after which a phase's evidence counts half."""
 PRIOR = 5.0
 """Precision of the initial belief that every scale is 1 and nothing is added."""
-FLOOR, CEILING = 0.02, 3.0
+FLOOR, CEILING = 0.02, 10.0
 """Bounds of the scales."""
 MOST_UNTOUCHED = 8.0
 """Bound of what untouched items' appeal is raised by, up or down; a factor of e⁸ in how often they are chosen."""
@@ -99,15 +99,26 @@ class Calibration:
         """Trust what was learned less, now that so many events more have passed."""
         self.evidence *= 0.5 ** (events / HALF_LIFE)
 
-    def fit(self, terms_TBN: Tensor, target_B: Tensor, allowed_BN: Tensor, length_B: Tensor, *, weight: float) -> None:
+    def fit(
+        self,
+        terms_TBN: Tensor,
+        target_B: Tensor,
+        allowed_BN: Tensor,
+        length_B: Tensor,
+        *,
+        weight: float,
+        offset_N: Tensor | None = None,
+    ) -> None:
         """Maximise the posterior given these examples, each counted `weight` times.
 
-        `terms_TBN` are unscaled terms of the score; the target is allowed whatever `allowed_BN` says of it.
+        `terms_TBN` are unscaled terms of the score; the target is allowed whatever `allowed_BN` says of it. `offset_N`
+        is added to all scores of a candidate: the log of how many it stands for.
         """
         if not len(target_B):
             return
         terms_TBN = terms_TBN.float().cpu()
         target_B, length_B = target_B.cpu(), length_B.cpu()
+        offset_N = torch.zeros(terms_TBN.shape[2]) if offset_N is None else offset_N.float().cpu()
         hidden_BN = ~allowed_BN.cpu().scatter(1, target_B.unsqueeze(1), True)
         prior = self.evidence + PRIOR * torch.eye(COEFFICIENTS, dtype=torch.float64)
         theta, mean = self.mean.clone(), self.mean
@@ -118,7 +129,7 @@ class Calibration:
                 part = slice(at, at + CHUNK)
                 length = length_B[part]
                 slopes_CBN, score_BN = _score(terms_TBN[:, part], theta[length].float(), theta[LENGTHS - 1 :].float())
-                chance_BN = score_BN.masked_fill_(hidden_BN[part], -torch.inf).softmax(1)
+                chance_BN = score_BN.add_(offset_N).masked_fill_(hidden_BN[part], -torch.inf).softmax(1)
                 _add_derivatives(gradient, hessian, slopes_CBN, chance_BN, target_B[part], length)
             hessian *= weight
             room_C2 = (BOUNDS - theta.unsqueeze(1)).clamp(-1, 1)

@@ -22,7 +22,7 @@ from models.full_softmax import FullSoftmax
 from models.objective import Ints, Objective, Step
 from models.popularity import HALF_LIVES, NEVER_SEEN
 from models.readings import Lookup, Readings
-from models.sampling import uniform_negatives
+from models.sampling import systematic_sample, uniform_negatives
 from models.vintage import knots_of, vintages
 
 CALIBRATED = 192
@@ -31,8 +31,8 @@ CALIBRATION_CHUNK = 128
 """Events of the block between two looks at popularity while they are ranked."""
 CALIBRATION_ITEMS = 1_024
 """Most items of a catalogue that they are ranked among all of; …"""
-CALIBRATION_SAMPLE = 512
-"""… of a larger one, among so many."""
+CALIBRATION_SAMPLE = 256
+"""… of a larger one, among so many, half of which are drawn by how often they are chosen."""
 MLP_NEGATIVES = 256
 """Most negatives of a step where a network scores each pair."""
 
@@ -161,17 +161,26 @@ class Ranking(Objective):
         examples = self.examples(log, kept, kept[:0])
         if len(examples):
             popularity, features = learner.popularity.copy(), learner.features.clone()
-            found = self._terms(log, examples)
+            lead, chance_N = self._calibration_items()
+            found = self._terms(log, examples, lead)
             learner.popularity, learner.features = popularity, features
-            learner.calibration.fit(*found, weight=len(usable) / len(kept))
+            # the target comes first, and stands for itself
+            offset_N = torch.cat((chance_N.new_zeros(1), -chance_N.log()))
+            learner.calibration.fit(*found, weight=len(usable) / len(kept), offset_N=offset_N)
 
-    def _calibration_items(self) -> Tensor:
-        """All items, or a uniform sample of many."""
+    def _calibration_items(self) -> tuple[Tensor, Tensor]:
+        """All items, or a sample of many, and how likely each of them was to be in it.
+
+        Most of what a target competes with is chosen often, and most of what is new is not.
+        """
         learner = self.learner
         items = len(learner.popularity)
         if items <= CALIBRATION_ITEMS:
-            return torch.arange(items, device=learner.device)
-        return torch.randperm(items, generator=learner.generator, device=learner.device)[:CALIBRATION_SAMPLE]
+            return torch.arange(items, device=learner.device), torch.ones(items, device=learner.device)
+        there_N = torch.from_numpy(np.isfinite(learner.memory.announced)).to(learner.device)
+        recent_N = learner.cooccurrence.recent * there_N
+        weight_N = there_N / there_N.sum() + recent_N / recent_N.sum().clamp(min=1e-9)
+        return systematic_sample(weight_N, CALIBRATION_SAMPLE, learner.generator)
 
     def _moments(self, log: LogView, examples: Examples) -> Iterator[slice]:
         """The examples a chunk at a time, popularity being as of the first of each."""
@@ -194,16 +203,15 @@ class Ranking(Objective):
     def _at(self, table_NK: Tensor) -> Lookup:
         return lambda rows: table_NK[torch.from_numpy(rows).to(table_NK.device)]
 
-    def _terms(self, log: LogView, examples: Examples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Unscaled terms of the scores, targets, allowed candidates and length buckets, over some of the items and,
-        first, the target."""
+    def _terms(self, log: LogView, examples: Examples, lead: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Unscaled terms of the scores, targets, allowed candidates and length buckets, over the items `lead`
+        and, first, the target."""
         learner = self.learner
         scorer, spec, d = learner.scorer, learner.spec, learner.spec.dim
         sizes = [spec.likeness_dim, spec.vintage_dim, spec.cooccurrence_dim, spec.factors_dim]
         together = self._at(learner.cooccurrence.values)
         factors = self._at(learner.factors.mean)
-        lead = self._calibration_items()
-        # one column a target of its own, so that the sample stays uniform
+        # one column a target of its own, whatever was drawn
         rows, target_B, history = self.working_set(examples)
         both, n = torch.cat((lead, rows)), len(lead)
         own_B = target_B + n

@@ -23,6 +23,31 @@ def uniform_negatives(candidates: Tensor, shape: int | tuple[int, ...], *, gener
     return candidates[drawn.to(candidates.device)]
 
 
+def systematic_sample(weight_N: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw `size` different rows of weights (N,), none negative: which, ascending, and how likely each was drawn.
+
+    That is in proportion to its weight, and 1 where this would be more (Madow, "On the theory of systematic sampling",
+    1949); so Σ x / probability over those drawn estimates Σ x over all without bias (Horvitz & Thompson, 1952). All
+    rows of a positive weight where they are no more than `size`.
+    """
+    there_R = torch.nonzero(weight_N > 0).squeeze(1)
+    chance_R = weight_N[there_R].double()
+    if len(there_R) <= size:
+        return there_R, torch.ones_like(chance_R)
+    certain_R = torch.zeros_like(chance_R, dtype=torch.bool)
+    while True:
+        free_R = ~certain_R
+        chance_R[free_R] *= (size - int(certain_R.sum())) / chance_R[free_R].sum()
+        if not bool((chance_R[free_R] > 1).any()):
+            break
+        certain_R |= chance_R > 1
+        chance_R[certain_R] = 1
+    start = torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64).to(chance_R.device)
+    steps_R = torch.floor(chance_R.cumsum(0) + start)
+    drawn = torch.diff(steps_R, prepend=steps_R.new_zeros(1)) > 0
+    return there_R[drawn], chance_R[drawn]
+
+
 def replay_positions(
     n_events: int, count: int, half_life: float, generator: torch.Generator, *, exclude_from: int | None = None
 ) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.sampling import favour_rare, replay_positions, uniform_negatives
+from models.sampling import favour_rare, replay_positions, systematic_sample, uniform_negatives
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -101,3 +101,25 @@ def test_no_draw_is_kept_twice_and_none_of_what_is_gone() -> None:
     assert len(kept) == len(set(kept.tolist())) == 75
     assert not gone[kept].any()
     assert len(favour_rare(np.arange(3), np.full(3, np.inf), 2, 1.0, generator())) == 0
+
+
+def test_a_systematic_sample_has_its_size_and_each_row_as_often_as_it_says() -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.cat((torch.tensor([50.0, 0.0, 20.0]), torch.rand(97, generator=draw)))
+    drawn = torch.zeros(100)
+    for _ in range(4_000):
+        rows, chance = systematic_sample(weight, 20, draw)
+        assert len(rows) == len(set(rows.tolist())) == 20
+        drawn[rows] += 1
+    drawn /= 4_000
+    assert drawn[:3].tolist() == [1, 0, 1]
+    expected = 18 * weight[3:] / weight[3:].sum()
+    assert (drawn[3:] - expected).abs().max() < 0.04  # five standard errors
+    assert chance.tolist() == pytest.approx([1.0, 1.0, *expected[rows[2:] - 3].tolist()], rel=1e-5)
+
+
+def test_of_few_rows_all_are_in_a_systematic_sample() -> None:
+    rows, chance = systematic_sample(torch.tensor([0.0, 3.0, 0.5]), 2, torch.Generator())
+    assert (rows.tolist(), chance.tolist()) == ([1, 2], [1.0, 1.0])
+    rows, _ = systematic_sample(torch.zeros(5), 2, torch.Generator())
+    assert rows.tolist() == []
