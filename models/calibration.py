@@ -14,6 +14,7 @@ untouched items get.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -72,6 +73,8 @@ CHUNK = 32
 """Examples looked at together: so few that what is made of their terms stays in the processor's cache."""
 NEWTON_STEPS = 10
 """At most; one that moves the coefficients no further than they are uncertain by is the last."""
+LONGEST_STEP = 1.0
+"""No coefficient moves further in one: the likelihood is no parabola that far."""
 
 
 @dataclass
@@ -132,11 +135,12 @@ class Calibration:
                 chance_BN = score_BN.add_(offset_N).masked_fill_(hidden_BN[part], -torch.inf).softmax(1)
                 _add_derivatives(gradient, hessian, slopes_CBN, chance_BN, target_B[part], length)
             hessian *= weight
-            room_C2 = (BOUNDS - theta.unsqueeze(1)).clamp(-1, 1)
+            room_C2 = (BOUNDS - theta.unsqueeze(1)).clamp(-LONGEST_STEP, LONGEST_STEP)
             precision = prior + hessian
             step = _within(room_C2, precision, weight * gradient - prior @ (theta - mean))
             theta = theta + step
-            if float(step @ precision @ step) < COEFFICIENTS:
+            # what was cut short may have far to go, however little is known of it yet
+            if float(step.abs().max()) < LONGEST_STEP and float(step @ precision @ step) < COEFFICIENTS:
                 break
         if bool(theta.isfinite().all()):
             self.mean = theta
@@ -153,20 +157,37 @@ class Calibration:
 
 
 def _within(room_C2: Tensor, curvature_CC: Tensor, gradient_C: Tensor) -> Tensor:
-    """Newton's step (C,) where each coordinate has so much room, down and up: those that want more stop there, and the
-    others go where it is best then, by an active set that only grows (Nocedal & Wright, "Numerical optimization", 2006,
-    section 16.7)."""
+    """Newton's step (C,) where each coordinate has so much room, down and up: the best in the parabola's box.
+
+    By an active set: coordinates that want more room are held there while the others are solved for anew, and let go
+    where they want back (Nocedal & Wright, "Numerical optimization", 2006, section 16.7); the best step met, should
+    that not come to an end.
+    """
+    low_C, high_C = room_C2.T
     step_C, held_C = torch.zeros_like(gradient_C), torch.zeros_like(gradient_C, dtype=torch.bool)
-    while True:
-        free_C = ~held_C
-        rest_C = gradient_C - curvature_CC @ (step_C * held_C)
-        step_C[free_C] = torch.linalg.solve(curvature_CC[free_C][:, free_C], rest_C[free_C])
-        inside_C = step_C.clamp(*room_C2.T)
-        beyond_C = inside_C != step_C
-        step_C = inside_C
-        if not bool((beyond_C & free_C).any()):
-            return step_C
-        held_C |= beyond_C
+    best_C, most = step_C, -math.inf
+    for _ in range(2 * len(gradient_C)):
+        while True:
+            free_C = ~held_C
+            rest_C = gradient_C - curvature_CC @ (step_C * held_C)
+            step_C = step_C.clone()
+            step_C[free_C] = torch.linalg.solve(curvature_CC[free_C][:, free_C], rest_C[free_C])
+            inside_C = step_C.clamp(low_C, high_C)
+            beyond_C = (inside_C != step_C) & free_C
+            step_C = inside_C
+            if not bool(beyond_C.any()):
+                break
+            held_C = held_C | beyond_C
+        slope_C = gradient_C - curvature_CC @ step_C
+        gain = float(step_C @ (gradient_C + slope_C)) / 2
+        if not gain > most:
+            break
+        best_C, most = step_C, gain
+        back_C = held_C & torch.where(step_C <= low_C, slope_C > 0, slope_C < 0)
+        if not bool(back_C.any()):
+            break
+        held_C = held_C & ~back_C
+    return best_C if most > -math.inf else step_C  # which is not finite then
 
 
 def _score(terms_TBN: Tensor, personal_B: Tensor, theta_C: Tensor) -> tuple[Tensor, Tensor]:

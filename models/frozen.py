@@ -39,6 +39,7 @@ class Frozen:
         self.corrections = calibration.corrections if ranks else AS_LEARNED
         self.popularity = popularity_from(state)
         """As of the last event that was learned."""
+        self.popularity.grow(len(state["bias"]["values"]))
         # rows that these weights never met, for they were first touched later, stay zero: content alone
         met_M = self.popularity.first[: len(state["bias"]["values"])] >= 0
         self.residual_MD: Vectors = state["residual"]["values"].numpy() * met_M[:, None]

@@ -34,14 +34,13 @@ def systematic_sample(weight_N: Tensor, size: int, generator: torch.Generator) -
     chance_R = weight_N[there_R].double()
     if len(there_R) <= size:
         return there_R, torch.ones_like(chance_R)
-    certain_R = torch.zeros_like(chance_R, dtype=torch.bool)
-    while True:
-        free_R = ~certain_R
-        chance_R[free_R] *= (size - int(certain_R.sum())) / chance_R[free_R].sum()
-        if not bool((chance_R[free_R] > 1).any()):
-            break
-        certain_R |= chance_R > 1
-        chance_R[certain_R] = 1
+    # only the largest can be certain, as many of them as are above 1 once those before are
+    largest_S, row_S = torch.topk(chance_R, size)
+    rest_S = chance_R.sum() - largest_S.cumsum(0) + largest_S
+    certain = int(((size - torch.arange(size, device=chance_R.device)) * largest_S >= rest_S).int().cumprod(0).sum())
+    chance_R[row_S[:certain]] = 0
+    chance_R *= (size - certain) / chance_R.sum().clamp(min=1e-300)
+    chance_R[row_S[:certain]] = 1
     start = torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64).to(chance_R.device)
     steps_R = torch.floor(chance_R.cumsum(0) + start)
     drawn = torch.diff(steps_R, prepend=steps_R.new_zeros(1)) > 0

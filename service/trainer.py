@@ -88,7 +88,8 @@ class Trainer:
         self._pooled: list[Pooled] = []
         self._held_out = range(0)
         self.floor = Floor(promotion)
-        self._champion: Frozen | None = None
+        self._champion: Frozen | State | None = None
+        """Weights of the version that is served; a learner's state until they are first judged."""
         self.shadow = Shadow.beside(config, memory)
         """A second configuration that learns the same, None where there is none."""
         self._learned: Frozen | None = None
@@ -247,6 +248,8 @@ class Trainer:
             scores, learned = held_out.whole_and_learned(candidate)
             champion = champion_learned = None
             if self._champion is not None:
+                if not isinstance(self._champion, Frozen):
+                    self._champion = Frozen(self._config.model, self._champion, self._learned)
                 snapshot = Snapshot.of(self._champion, memory, version=0, upto=upto, like=like)
                 champion, champion_learned = held_out.whole_and_learned(snapshot)
                 self._like = [snapshot]
@@ -291,7 +294,7 @@ class Trainer:
 
     def crown(self, state: State) -> None:
         """The state of the version that is served from now on."""
-        self._champion = Frozen(self._config.model, state["learner"], self._learned)
+        self._champion = state["learner"]
 
     def with_shadow(self) -> State:
         """Today's state with the shadow's weights, optimizer and scales in place of the learner's own; the shadow goes

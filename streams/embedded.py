@@ -136,7 +136,10 @@ class ServerProcess:
         code = None if self._process is None else self._process.poll()
         if code is None:
             return ""
-        return f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+        if code >= 0:
+            return f"with exit code {code}"
+        named = {one.value: one.name for one in signal.Signals}
+        return f"by {named.get(-code, f'signal {-code}')}"
 
     def start(self) -> str:
         """Start, wait until it serves, and return the address.

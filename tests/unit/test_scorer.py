@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.calibration import Calibration, _within
+from models.calibration import UNTOUCHED, Calibration, _within
 from models.full_softmax import FullSoftmax
 from models.histories import LENGTHS, Histories, ValueScale
 from models.item_tables import RowTable
@@ -189,10 +189,24 @@ def test_scales_that_are_held_at_their_bound_leave_the_others_where_these_are_li
         step = _within(room, curvature, gradient)
         assert bool(((step >= -0.3) & (step <= 0.2)).all())
         free = (step > -0.3) & (step < 0.2)
-        torch.testing.assert_close((curvature @ step)[free], gradient[free])
+        slope = gradient - curvature @ step
+        torch.testing.assert_close(slope[free], torch.zeros_like(slope[free]))
+        assert bool((slope[step == -0.3] <= 0).all() and (slope[step == 0.2] >= 0).all())  # none wants back
         alone = torch.linalg.solve(curvature, gradient)
         if bool(((alone > -0.3) & (alone < 0.2)).all()):
             torch.testing.assert_close(step, alone)
+
+
+def test_what_is_first_chosen_is_raised_as_far_as_it_should_be_at_once() -> None:
+    terms = torch.zeros(TERMS, 192, 257)
+    terms[-1, :, 7] = 1  # the only item that nobody had touched
+    target = torch.where(torch.arange(192) % 5 == 0, 7, torch.arange(192) % 257)
+    calibration = Calibration()
+    calibration.fit(
+        terms, target, torch.ones(192, 257, dtype=torch.bool), torch.zeros(192, dtype=torch.int64), weight=5
+    )
+    odds = (target == 7).float().mean() / (target != 7).float().mean() * 256
+    assert float(calibration.mean[UNTOUCHED]) == pytest.approx(float(odds.log()), abs=0.2)
 
 
 def test_calibration_on_a_sample_of_the_candidates_finds_the_scales_of_all_of_them() -> None:
