@@ -15,7 +15,7 @@ untouched items get.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ LONGEST_STEP = 1.0
 """No coefficient moves further in one: the likelihood is no parabola that far."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Calibration:
     """The belief about the coefficients: its mean (C,), and what was learned about it (precision, (C, C))."""
 
@@ -98,11 +98,11 @@ class Calibration:
         untouched = Untouched(float(appeal / self.scales[POPULARITY_SCALE]), *(1 + share for share in shares))
         return Corrections(tuple(by_count.tolist()), untouched)
 
-    def fade(self, events: int) -> None:
-        """Trust what was learned less, now that so many events more have passed."""
-        self.evidence *= 0.5 ** (events / HALF_LIFE)
+    def faded(self, events: int) -> Calibration:
+        """The same belief, trusted less now that so many events more have passed."""
+        return replace(self, evidence=self.evidence * 0.5 ** (events / HALF_LIFE))
 
-    def fit(
+    def fitted(
         self,
         terms_TBN: Tensor,
         target_B: Tensor,
@@ -111,14 +111,14 @@ class Calibration:
         *,
         weight: float,
         offset_N: Tensor | None = None,
-    ) -> None:
-        """Maximise the posterior given these examples, each counted `weight` times.
+    ) -> Calibration:
+        """The belief after these examples, each counted `weight` times, which maximises their posterior.
 
         `terms_TBN` are unscaled terms of the score; the target is allowed whatever `allowed_BN` says of it. `offset_N`
         is added to all scores of a candidate: the log of how many it stands for.
         """
         if not len(target_B):
-            return
+            return self
         terms_TBN = terms_TBN.float().cpu()
         target_B, length_B = target_B.cpu(), length_B.cpu()
         offset_N = torch.zeros(terms_TBN.shape[2]) if offset_N is None else offset_N.float().cpu()
@@ -142,9 +142,9 @@ class Calibration:
             # what was cut short may have far to go, however little is known of it yet
             if float(step.abs().max()) < LONGEST_STEP and float(step @ precision @ step) < COEFFICIENTS:
                 break
-        if bool(theta.isfinite().all()):
-            self.mean = theta
-            self.evidence = self.evidence + hessian
+        if not bool(theta.isfinite().all()):
+            return self
+        return Calibration(theta, self.evidence + hessian)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the belief."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from models import catalogue
 from models.auxiliary import TaskHeads
 from models.averages import Averages
+from models.beside import Beside, at_once
 from models.calibration import Calibration
 from models.content_steps import ContentSteps
 from models.cooccurrence import Cooccurrence
@@ -132,8 +135,11 @@ class Learner:
 
     # -- learning
 
-    def learn(self, positions: Ints, *, replay_ratio: float) -> LearnReport:
-        """Learn the events at these log positions (ascending), replaying `replay_ratio` earlier ones for each."""
+    def learn(self, positions: Ints, *, replay_ratio: float, beside: Beside = at_once) -> LearnReport:
+        """Learn the events at these log positions (ascending), replaying `replay_ratio` earlier ones for each.
+
+        What no gradient learns from a block is learned `beside` the steps, and takes its place after them.
+        """
         positions = np.asarray(positions, np.int64)
         log = self.memory.log.view(shared_tail=True)
         self._grow()
@@ -149,7 +155,8 @@ class Learner:
                 self._refresh(float(log.time[block_positions[0]]))
                 # the scales are for what is served
                 with self.averages.in_place():
-                    self.objective.calibrate(log, block_positions)
+                    calibrated = self.objective.calibrated(log, block_positions)
+                counted = beside(partial(self._counted, log, block_positions, calibrated, self._branch()))
                 for at in range(0, len(block_positions), fresh):
                     new = block_positions[at : at + fresh]
                     old = self._replayed(log, round(len(new) * replay_ratio), before=int(block_positions[0]))
@@ -159,13 +166,27 @@ class Learner:
                         losses.append(self._step(parts, self.steps + len(losses)))
                         replayed += len(parts[0][2]) - parts[0][2].fresh
                     self.advance(log, stop)
-                self.cooccurrence.take(log, block_positions, self.generator)
-                self.factors.take(log, block_positions, self.cooccurrence.counts, self.generator)
+                self.calibration, self.cooccurrence, self.factors = counted()
         self.steps += len(losses)
         self.averages.settle()
         finite = all(map(math.isfinite, losses)) and self._finite()
         loss = float(np.mean(losses)) if losses else math.nan
         return LearnReport(len(losses), len(positions), replayed, loss, finite)
+
+    def _branch(self) -> torch.Generator:
+        """Random numbers of their own for work beside the steps, which goes on as long as it will."""
+        seed = torch.randint(2**62, (1,), generator=self.generator, device=self.device)
+        return torch.Generator(self.device).manual_seed(int(seed))
+
+    def _counted(
+        self, log: LogView, positions: Ints, calibrated: Callable[[], Calibration], generator: torch.Generator
+    ) -> tuple[Calibration, Cooccurrence, Factors]:
+        """What becomes of calibration, co-occurrence and factors by the events of a block; those of now stay."""
+        calibration = calibrated()
+        cooccurrence, factors = copy.copy(self.cooccurrence), copy.copy(self.factors)
+        cooccurrence.take(log, positions, generator)
+        factors.take(log, positions, cooccurrence.counts, generator)
+        return calibration, cooccurrence, factors
 
     def _replayed(self, log: LogView, count: int, *, before: int) -> Ints:
         """Stored events to learn again, their log positions."""

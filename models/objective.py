@@ -6,6 +6,7 @@ Shape suffixes: B examples, R rows of a step, L places of a history, D vector si
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import catalogue
+from models.calibration import Calibration
 from models.event_log import LogView
 from models.examples import Examples
 from models.histories import HistoryTensors
@@ -91,8 +93,13 @@ class Objective:
         fresh, replayed = self.usable(log, fresh), self.usable(log, replayed)
         return Examples.build(log, self.learner.popularity, fresh, replayed, self.learner.spec.events_read)
 
-    def calibrate(self, log: LogView, positions: Ints) -> None:
-        """Fit the scales on events that are about to be learned; nothing unless it ranks."""
+    def calibrated(self, log: LogView, positions: Ints) -> Callable[[], Calibration]:  # noqa: ARG002
+        """What fits the scales on events that are about to be learned; they stay as they are unless it ranks.
+
+        It reads nothing that the steps alter, and alters nothing.
+        """
+        calibration = self.learner.calibration
+        return lambda: calibration
 
     def forward(self, examples: Examples) -> Step:
         """The loss of one step."""

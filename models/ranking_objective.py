@@ -1,3 +1,4 @@
+# ruff: noqa: N815 (shape suffixes)
 """The objective `ranking`: which item a user takes next, and how far each term of the score is to be trusted in it.
 
 Shape suffixes: B examples, R rows of a step, D vector size, V length of published vectors, N candidates, T terms of a
@@ -6,15 +7,16 @@ score, P items that a user had.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models import catalogue, likeness, losses
-from models.calibration import TERMS
+from models.calibration import TERMS, Calibration
 from models.event_log import LogView
 from models.examples import Examples
 from models.fold_in import FoldIn
@@ -23,6 +25,7 @@ from models.objective import Ints, Objective, Step
 from models.popularity import HALF_LIVES, NEVER_SEEN
 from models.readings import Lookup, Readings
 from models.sampling import systematic_sample, uniform_negatives
+from models.spec import ModelSpec
 from models.vintage import knots_of, vintages
 
 CALIBRATED = 192
@@ -148,25 +151,31 @@ class Ranking(Objective):
         return place[seen_BP]  # -1 is the place behind all items, which is -1
 
     @torch.no_grad()
-    def calibrate(self, log: LogView, positions: Ints) -> None:
+    def calibrated(self, log: LogView, positions: Ints) -> Callable[[], Calibration]:
         """Rank some of these events, weights as they are and popularity as it will be then, and fit the scales."""
         learner = self.learner
         if learner.spec.head != "dot" or (learner.steps == 0 and not len(learner.optimizer.state)):
-            return
-        learner.calibration.fade(len(positions))
-        usable = self.usable(log, positions)
-        if len(usable) == 0:
-            return
+            return super().calibrated(log, positions)
+        before, usable = learner.calibration, self.usable(log, positions)
+        if not len(usable):
+            return lambda: before.faded(len(positions))
         kept = usable[np.linspace(0, len(usable) - 1, min(CALIBRATED, len(usable))).round().astype(np.int64)]
         examples = self.examples(log, kept, kept[:0])
-        if len(examples):
-            popularity, features = learner.popularity.copy(), learner.features.clone()
-            lead, chance_N = self._calibration_items()
-            found = self._terms(log, examples, lead)
-            learner.popularity, learner.features = popularity, features
-            # the target comes first, and stands for itself
-            offset_N = torch.cat((chance_N.new_zeros(1), -chance_N.log()))
-            learner.calibration.fit(*found, weight=len(usable) / len(kept), offset_N=offset_N)
+        if not len(examples):
+            return lambda: before.faded(len(positions))
+        popularity, features = learner.popularity.copy(), learner.features.clone()
+        lead, chance_N = self._calibration_items()
+        terms = self._terms(log, examples, lead)
+        learner.popularity, learner.features = popularity, features
+        # the target comes first, and stands for itself
+        offset_N = torch.cat((chance_N.new_zeros(1), -chance_N.log()))
+        weight = len(usable) / len(kept)
+
+        @torch.no_grad()
+        def fitted() -> Calibration:
+            return before.faded(len(positions)).fitted(*terms(), weight=weight, offset_N=offset_N)
+
+        return fitted
 
     def _calibration_items(self) -> tuple[Tensor, Tensor]:
         """All items, or a sample of many, and how likely each of them was to be in it.
@@ -203,79 +212,61 @@ class Ranking(Objective):
     def _at(self, table_NK: Tensor) -> Lookup:
         return lambda rows: table_NK[torch.from_numpy(rows).to(table_NK.device)]
 
-    def _terms(self, log: LogView, examples: Examples, lead: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Unscaled terms of the scores, targets, allowed candidates and length buckets, over the items `lead`
-        and, first, the target."""
+    def _terms(
+        self, log: LogView, examples: Examples, lead: Tensor
+    ) -> Callable[[], tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """What makes unscaled terms of the scores, targets, allowed candidates and length buckets, over the items
+        `lead` and, first, the target.
+
+        What the weights say is asked for at once, for they are about to change; the rest, most of it, later.
+        """
         learner = self.learner
-        scorer, spec, d = learner.scorer, learner.spec, learner.spec.dim
-        sizes = [spec.likeness_dim, spec.vintage_dim, spec.cooccurrence_dim, spec.factors_dim]
-        together = self._at(learner.cooccurrence.values)
-        factors = self._at(learner.factors.mean)
+        scorer, spec = learner.scorer, learner.spec
+        together, factors = learner.cooccurrence, learner.factors
         # one column a target of its own, whatever was drawn
         rows, target_B, history = self.working_set(examples)
         both, n = torch.cat((lead, rows)), len(lead)
         own_B = target_B + n
         # the table's contents are those of the weights that learn, and not of the averages that are in place
         contents = catalogue.encode(scorer, learner.memory.item_features, both.cpu().numpy(), learner.device)
-        told = self._told(lead.cpu().numpy(), examples.item_B, examples.histories.past_BP[:, : likeness.EVENTS])
-        alike_NK, alike_BK = (
-            torch.cat((told(one), together(one), factors(one)), dim=1) for one in (lead.cpu().numpy(), examples.item_B)
-        )
+        leading = lead.cpu().numpy()
+        told = self._told(leading, examples.item_B, examples.histories.past_BP[:, : likeness.EVENTS])
         # as in all of the past that the tower reads, contents are the table's
         learned_ND = torch.addcmul(learner.contents, learner.admitted().unsqueeze(1), learner.residual.values)
-        readings = Readings.of(
-            examples.histories, told, together, self._at(learned_ND),
-            likeness_dim=spec.likeness_dim, factors=learner.factors.reading, folded=learner.cooccurrence.fold_in(),
-            taste=FoldIn(learned_ND, learner.cooccurrence.recent),
-        )  # fmt: skip
 
-        moments = []
+        moments: list[_Moment] = []
+        read, features = [], []
         for part in self._moments(log, examples):
             vectors, bias, _, context = self.leaves(both, contents_RD=contents)
-            moments.append((part, vectors, bias, context, learner.features[both]))
-            history.item_BL[part] += n + len(both) * (len(moments) - 1)
-        read = torch.cat([vectors + context for _, vectors, _, context, _ in moments])
-        features = torch.cat([features for *_, features in moments])
-        user_BV = self.users(examples, history, read, features, training=False)
-
-        user_B1V, taste_BWD = user_BV.unsqueeze(1), readings.taste_BWD
-        by_chosen_BWK = torch.cat((readings.together_BK.unsqueeze(1), readings.folded_BWK), dim=1)
-        assert taste_BWD is not None
-
-        target_B = torch.zeros(len(examples), dtype=torch.int64)
-        terms_TBN = features.new_empty(TERMS, len(examples), n + 1)
-
-        def put(
-            out: Tensor, part: slice, v: Tensor, alike: Tensor, counts: Tensor, untouched: Tensor, pattern: str
-        ) -> None:
-            outline, vintage, chosen_by, factor = torch.split(alike, sizes, dim=1)
-            pairs = (
-                (user_B1V[:, :, :d], v[:, :d]),
-                (user_B1V[:, :, d : d + 1], v[:, d : d + 1]),
-                (user_B1V[:, :, d + 1 :], v[:, d + 1 :]),
-                (readings.like_BPK, outline),
-                (readings.vintage_BPK, vintage),
-                (by_chosen_BWK, chosen_by),
-                (taste_BWD, v[:, :d]),
-                (readings.factors_BK.unsqueeze(1), factor),
-            )
-            at = 0
-            for mine, theirs in pairs:
-                out[at : at + mine.shape[1]] = torch.einsum(pattern, mine[part], theirs)
-                at += mine.shape[1]
-            out[at : at + len(HALF_LIVES)] = counts
-            out[-1] = untouched
-
-        for part, vectors, bias, _, features in moments:
-            counts, untouched = features[:, : len(HALF_LIVES)], features[:, NEVER_SEEN]
-            item_NV = scorer.items(vectors[:n], bias[:n], features[:n])
+            features.append(learner.features[both])
+            read.append(vectors + context)
+            history.item_BL[part] += n + len(both) * len(moments)
             own = own_B[part]
-            own_BV = scorer.items(vectors[own], bias[own], features[own])
-            put(terms_TBN[:, part, 0], part, own_BV, alike_BK[part], counts[own].T, untouched[own], "btv,bv->tb")
-            put(
-                terms_TBN[:, part, 1:], part, item_NV, alike_NK, counts[:n].T.unsqueeze(1), untouched[:n], "btv,nv->tbn"
+            lead_NV, own_BV = (
+                scorer.items(vectors[at], bias[at], features[-1][at]) for at in (slice(n), own)
+            )  # fmt: skip
+            moments.append(_Moment(part, lead_NV, features[-1][:n], own_BV, features[-1][own]))
+        user_BV = self.users(examples, history, torch.cat(read), torch.cat(features), training=False)
+        allowed_BN = self._allowed(examples, lead)
+
+        def terms() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            by_choice, by_factor = self._at(together.values), self._at(factors.mean)
+            alike_NK, alike_BK = (
+                torch.cat((told(one), by_choice(one), by_factor(one)), dim=1) for one in (leading, examples.item_B)
             )
-        return terms_TBN, target_B, self._allowed(examples, lead), history.length_B
+            readings = Readings.of(
+                examples.histories, told, by_choice, self._at(learned_ND), likeness_dim=spec.likeness_dim,
+                factors=factors.reading, folded=together.fold_in(), taste=FoldIn(learned_ND, together.recent),
+            )  # fmt: skip
+            terms_TBN = user_BV.new_empty(TERMS, len(examples), n + 1)
+            for moment in moments:
+                part, alike = moment.part, alike_BK[moment.part]
+                out_TB, out_TBN = terms_TBN[:, part, 0], terms_TBN[:, part, 1:]
+                _put(out_TB, spec, user_BV, readings, part, moment.own_BV, alike, moment.own_features_BK)
+                _put(out_TBN, spec, user_BV, readings, part, moment.lead_NV, alike_NK, moment.lead_features_NK)
+            return terms_TBN, torch.zeros(len(examples), dtype=torch.int64), allowed_BN, history.length_B
+
+        return terms
 
     def _allowed(self, examples: Examples, lead: Tensor) -> Tensor:
         """Whether each of the items `lead` is a candidate of each example beside its target, which comes first."""
@@ -291,3 +282,46 @@ class Ranking(Objective):
         mine = torch.zeros(len(target_B), n + 1, dtype=torch.bool, device=learner.device).scatter(1, seen_BP, True)
         allowed &= ~mine[:, :n]
         return torch.cat((torch.ones_like(allowed[:, :1]), allowed), dim=1)
+
+
+class _Moment(NamedTuple):
+    """Examples that are ranked with popularity as of the first of them."""
+
+    part: slice
+    lead_NV: Tensor
+    """Published vectors of the candidates …"""
+    lead_features_NK: Tensor
+    own_BV: Tensor
+    """… and of each example's target."""
+    own_features_BK: Tensor
+
+
+def _put(
+    out: Tensor, spec: ModelSpec, user_BV: Tensor, readings: Readings, part: slice,
+    item_NV: Tensor, alike_NK: Tensor, features_NK: Tensor,
+) -> None:  # fmt: skip
+    """Fills in the terms of examples beside items: all of them, (T, B, N), or one each, (T, B)."""
+    each = out.ndim == 2
+    pattern = "btv,bv->tb" if each else "btv,nv->tbn"
+    d, user_B1V = spec.dim, user_BV.unsqueeze(1)
+    sizes = [spec.likeness_dim, spec.vintage_dim, spec.cooccurrence_dim, spec.factors_dim]
+    outline, vintage, chosen_by, factor = torch.split(alike_NK, sizes, dim=1)
+    assert readings.taste_BWD is not None
+    pairs = (
+        (user_B1V[:, :, :d], item_NV[:, :d]),
+        (user_B1V[:, :, d : d + 1], item_NV[:, d : d + 1]),
+        (user_B1V[:, :, d + 1 :], item_NV[:, d + 1 :]),
+        (readings.like_BPK, outline),
+        (readings.vintage_BPK, vintage),
+        (readings.together_BK.unsqueeze(1), chosen_by),
+        (readings.folded_BWK, chosen_by),
+        (readings.taste_BWD, item_NV[:, :d]),
+        (readings.factors_BK.unsqueeze(1), factor),
+    )
+    at = 0
+    for mine, theirs in pairs:
+        out[at : at + mine.shape[1]] = torch.einsum(pattern, mine[part], theirs)
+        at += mine.shape[1]
+    counts_KN = features_NK[:, : len(HALF_LIVES)].T
+    out[at : at + len(HALF_LIVES)] = counts_KN if each else counts_KN.unsqueeze(1)
+    out[-1] = features_NK[:, NEVER_SEEN]

@@ -106,7 +106,8 @@ class TrainSpec:
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     """Where the weights learn; bit-for-bit resumption is promised on `cpu`."""
     threads: int = 0
-    """Threads of torch while learning; 0: all cores but one, which is left to intake."""
+    """Threads of torch while learning; 0: all cores but one, which is left to intake. Part of a phase runs beside the
+    steps in one more."""
     batch: int = 256
     """Examples in one step."""
     sampled_batch: int = 512

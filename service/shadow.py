@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.beside import Beside
 from models.heldout import HeldOut
 from models.learner import Learner
 from models.memory import Memory
@@ -67,14 +68,15 @@ class Shadow:
         if alike:
             self.learner.load_state_dict(main)
 
-    def learn(self, learned: range, *, replay_ratio: float) -> None:
+    def learn(self, learned: range, *, replay_ratio: float, beside: Beside) -> None:
         """Learns what is new to the main learner in this phase, which replays `replay_ratio` of it.
 
         Where that is less than configured, under load, so is the shadow's own in proportion.
         """
         self._parent, self._learned = self.learner.state_dict(), learned
         own = self._config.train.replay_ratio * (replay_ratio / self._ratio if self._ratio else 1.0)
-        self._finite = self.learner.learn(np.asarray(learned, np.int64), replay_ratio=own).finite
+        report = self.learner.learn(np.asarray(learned, np.int64), replay_ratio=own, beside=beside)
+        self._finite = report.finite
 
     def compare(
         self, held_out: HeldOut, others: Mapping[str, NDArray[np.float64] | None], upto: int

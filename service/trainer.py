@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from service.floor import Floor, windows_of
 from service.model_changes import check_fits
 from service.promotion import Floats, Gate, Pooled, Verdict, Window
 from service.shadow import Shadow
+from service.side_thread import side_thread
 
 State = dict[str, Any]
 Earlier = Callable[[], Mapping[int, Callable[[], State]]]
@@ -71,6 +72,16 @@ class Attempt:
         }
 
 
+class _Judged(NamedTuple):
+    """How well weights do on what is held out."""
+
+    snapshot: Snapshot
+    held_out: HeldOut
+    whole: Floats
+    learned: Floats | None
+    """What was learned by gradient alone, see `HeldOut.whole_and_learned`."""
+
+
 class Trainer:
     """The learner with its memory, its judge, and the champion it has to be no worse than."""
 
@@ -92,6 +103,7 @@ class Trainer:
         """Weights of the version that is served; a learner's state until they are first judged."""
         self.shadow = Shadow.beside(config, memory)
         """A second configuration that learns the same, None where there is none."""
+        self._beside = side_thread()
         self._learned: Frozen | None = None
         """The learner's own weights, frozen when they were last judged or served; None where it has changed since."""
         self._like: list[Snapshot] = []
@@ -166,9 +178,11 @@ class Trainer:
         self._learned = None
         if len(fresh):
             with torch_threads(threads):
-                attempt.report = self.learner.learn(np.asarray(learned), replay_ratio=replay_ratio)
+                attempt.report = self.learner.learn(
+                    np.asarray(learned), replay_ratio=replay_ratio, beside=self._beside
+                )  # fmt: skip
                 if self.shadow is not None:
-                    self.shadow.learn(learned, replay_ratio=replay_ratio)
+                    self.shadow.learn(learned, replay_ratio=replay_ratio, beside=self._beside)
             self._held_out = held_out
         return attempt
 
@@ -237,33 +251,40 @@ class Trainer:
             return Window(
                 candidate=nothing, champion=None, popularity=nothing, decayed_popularity=nothing, weights_finite=False
             )
-        memory = self.memory
         with torch_threads(attempt.threads):
             upto = attempt.held_out.start
             like = self._like[0] if self._like else None
             self._learned = None
-            candidate = Snapshot.of(self._frozen(), memory, version=0, upto=upto, like=like)
-            held_out = HeldOut.of(candidate, np.asarray(attempt.held_out, np.int64))
-            attempt.judged_on = held_out
-            scores, learned = held_out.whole_and_learned(candidate)
-            champion = champion_learned = None
+            candidate = self._frozen()
+
+            def judged(frozen: Frozen) -> _Judged:
+                snapshot = Snapshot.of(frozen, self.memory, version=0, upto=upto, like=like)
+                held_out = HeldOut.of(snapshot, np.asarray(attempt.held_out, np.int64))
+                return _Judged(snapshot, held_out, *held_out.whole_and_learned(snapshot))
+
+            served = None
             if self._champion is not None:
                 if not isinstance(self._champion, Frozen):
-                    self._champion = Frozen(self._config.model, self._champion, self._learned)
-                snapshot = Snapshot.of(self._champion, memory, version=0, upto=upto, like=like)
-                champion, champion_learned = held_out.whole_and_learned(snapshot)
-                self._like = [snapshot]
-            self._like = [*self._like[:1], candidate]
+                    self._champion = Frozen(self._config.model, self._champion, candidate)
+                served = self._beside(partial(judged, self._champion))
+            mine = judged(candidate)
+            theirs = None if served is None else served()
+            self._like = [*([theirs.snapshot] if theirs else self._like[:1]), mine.snapshot]
+            attempt.judged_on = held_out = mine.held_out
+            champion = None if theirs is None else theirs.whole
             if self.shadow is not None:
-                others = {"candidate": scores, "champion": champion}
+                others = {"candidate": mine.whole, "champion": champion}
                 attempt.shadow = self.shadow.compare(held_out, others, upto)
+            learned = None
+            if theirs is not None and mine.learned is not None and theirs.learned is not None:
+                learned = mine.learned, theirs.learned
             return Window(
-                candidate=scores,
+                candidate=mine.whole,
                 champion=champion,
-                popularity=held_out.by_popularity(candidate, len(HALF_LIVES) - 1),
-                decayed_popularity=held_out.by_popularity(candidate, DECAYED),
-                learned=None if learned is None or champion_learned is None else (learned, champion_learned),
-                users=held_out.users(candidate),
+                popularity=held_out.by_popularity(mine.snapshot, len(HALF_LIVES) - 1),
+                decayed_popularity=held_out.by_popularity(mine.snapshot, DECAYED),
+                learned=learned,
+                users=held_out.users(mine.snapshot),
             )
 
     # 6. Load back

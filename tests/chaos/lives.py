@@ -198,8 +198,8 @@ def _spoil_one_candidate() -> None:
     """Learning that went wrong, the same way in every run: what a refusal takes back must come back after a crash."""
     learn = Learner.learn
 
-    def spoiling(self: Learner, positions: NDArray[np.int64], *, replay_ratio: float) -> LearnReport:
-        report = learn(self, positions, replay_ratio=replay_ratio)
+    def spoiling(self: Learner, positions: NDArray[np.int64], **options: Any) -> LearnReport:
+        report = learn(self, positions, **options)
         if SPOILED in positions:
             turn(self)
             with self.averages.in_place():  # what is served, and so judged

@@ -57,11 +57,11 @@ def watch(path: Path) -> None:
         now.update(learner=self.trainer.learner, phase=intent.phase)
         return engine_learn(self, collected, intent)
 
-    def learning(self: Learner, positions: NDArray[np.int64], *, replay_ratio: float) -> LearnReport:
+    def learning(self: Learner, positions: NDArray[np.int64], **options: Any) -> LearnReport:
         if self is not now["learner"]:
-            return learn(self, positions, replay_ratio=replay_ratio)
+            return learn(self, positions, **options)
         now["trained"] = []
-        report = learn(self, positions, replay_ratio=replay_ratio)
+        report = learn(self, positions, **options)
         _note(path, Seen(now["phase"], np.asarray(positions).tolist(), now["trained"], self.spec.history))
         return report
 

@@ -97,6 +97,24 @@ def test_resumed_learning_is_uninterrupted_learning_bit_for_bit(objective: str, 
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_work_beside_the_steps_is_the_same_whenever_it_is_done(
+    objective: Literal["ranking", "rating", "click"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.learner.BLOCK", 60)
+    spec = spec_of(objective=objective)
+    memory = world(spec)
+    now, late = (Learner(spec, TRAIN, memory, seed=3) for _ in range(2))
+    for part in (np.arange(100), np.arange(100, 240)):
+        reports = [
+            now.learn(part, replay_ratio=1.0),
+            late.learn(part, replay_ratio=1.0, beside=lambda work: work),  # not before the steps are over
+        ]
+        assert reports[0] == reports[1]
+        assert_same(now.state_dict(), late.state_dict())
+    assert (objective == "ranking") == bool(now.calibration.evidence.any())
+
+
 def test_learning_needs_no_modalities_and_bears_events_that_teach_nothing() -> None:
     spec = spec_of(modalities={}, frames={}, user_features={})
     memory = world(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,24 @@ import numpy as np
 import pytest
 import torch
 
+from models.beside import at_once
 from models.memory import EventBatch
 from models.spec import ModelSpec, TrainSpec
 from service.config import Config
 from service.promotion import Verdict
+from service.side_thread import side_thread
 from service.trainer import Attempt, Trainer
 
 
 @pytest.fixture
-def trainer(tmp_path: Path) -> Trainer:
-    config = Config(
+def config(tmp_path: Path) -> Config:
+    return Config(
         namespace="test", state_dir=tmp_path, model=ModelSpec(dim=4, history=3), train=TrainSpec(batch=16, threads=1)
     )
+
+
+@pytest.fixture
+def trainer(config: Config) -> Trainer:
     return Trainer.fresh(config)
 
 
@@ -94,6 +101,31 @@ def test_weights_that_are_not_finite_are_refused(trainer: Trainer) -> None:
     verdict = trainer.judge(phase(trainer, 1))
     assert verdict is not None
     assert (verdict.decision, verdict.slug) == ("refused", "not_finite")
+
+
+def test_a_second_thread_changes_nothing_but_the_time_it_takes(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.side_thread.os.cpu_count", lambda: 2)
+    trainer = Trainer.fresh(config)
+    monkeypatch.setattr("service.side_thread.os.cpu_count", lambda: 1)
+    alone = Trainer.fresh(config)
+    assert (alone._beside is at_once, trainer._beside is at_once) == (True, False)
+    for number in range(4):
+        verdicts = []
+        for one in (trainer, alone):
+            verdicts.append(one.judge(phase(one, number)))
+            one.crown(one.state_dict())
+            one.snapshot(version=number)
+        assert repr(verdicts[0]) == repr(verdicts[1])  # NaN is no NaN, and its figures may be
+    assert all(torch.equal(value, weights(alone)[name]) for name, value in weights(trainer).items())
+
+
+def test_what_breaks_in_the_second_thread_breaks_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.side_thread.os.cpu_count", lambda: 2)
+    beside = side_thread()
+    whole, broken = beside(lambda: threading.current_thread().name), beside(lambda: 1 // 0)
+    assert whole() != threading.current_thread().name
+    with pytest.raises(ZeroDivisionError):
+        broken()
 
 
 def test_a_restored_trainer_goes_on_to_the_same_weights(trainer: Trainer) -> None:
