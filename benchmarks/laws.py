@@ -34,8 +34,8 @@ from streams.simulator import Simulator, World
 PHASE = 5_000
 WARM = 4
 """Phases that are learned as one, and not measured."""
-RANKED = 0.5
-"""Share of the events that is ranked."""
+RANKED, RANKED_BY_IDEAL = 0.5, 0.1
+"""Share of the events that is ranked; and beside the ideal observer, who infers a taste anew for each."""
 STEADY = 4
 """Phases whose mean is the level before a change, or at the end."""
 PHASES = 20
@@ -132,10 +132,10 @@ def relative(law: str, seed: int, *, ideal: bool = False) -> list[float]:
     """Headwater's NDCG@20 over the oracle's, of each measured phase; or the ideal observer's."""
     simulator = Simulator(world(law, seed))
     stream = Stream.of_world(simulator.world)
-    by_phase = []
+    by_phase, ranked = [], RANKED_BY_IDEAL if ideal else RANKED
     first = (lambda past: IdealObserver(past, simulator)) if ideal else (lambda past: make(past, Config(seed=seed)))
     for entrant in (first, lambda past: OracleEntrant(past, simulator)):
-        found = evaluate(stream, entrant, warm=WARM / PHASES, phases=PHASES - WARM, k=K, ranked_share=RANKED)
+        found = evaluate(stream, entrant, warm=WARM / PHASES, phases=PHASES - WARM, k=K, ranked_share=ranked)
         rank, phase = np.array(found.rank), np.array(found.phase)
         by_phase.append([ndcg_at_k(rank[phase == number], K) for number in range(1, phase.max() + 1)])
     return [ours / best for ours, best in zip(*by_phase, strict=True)]

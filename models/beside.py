@@ -1,18 +1,22 @@
-"""Work that needs nothing of what is done meanwhile, and alters nothing that it reads: done at once, or beside it.
+"""Work that is done beside other work: it reads nothing that the other alters, and alters nothing that the other reads.
 
-Who calls decides: here nobody knows of threads.
+Who calls decides how: here nobody knows of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
 
 class Beside(Protocol):
-    """Begins work; what it returns waits for the end of it, and gives what it made or raises what it raised."""
+    """Begins work; what it returns waits for the end of it, and gives what it made or raises what it raised.
+
+    Never called by such work itself.
+    """
 
     def __call__(self, work: Callable[[], T], /) -> Callable[[], T]: ...
 
@@ -21,3 +25,15 @@ def at_once(work: Callable[[], T]) -> Callable[[], T]:
     """Does it now."""
     made = work()
     return lambda: made
+
+
+@contextmanager
+def during(beside: Beside, work: Callable[[], T]) -> Iterator[Callable[[], T]]:
+    """Has work done beside what is within the context, and gives what waits for it; no error leaves it behind."""
+    made = beside(work)
+    try:
+        yield made
+    except BaseException:
+        with suppress(Exception):
+            made()
+        raise

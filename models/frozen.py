@@ -59,12 +59,14 @@ class Frozen:
 
 def _scorer(spec: ModelSpec, stored: dict[str, torch.Tensor], like: Frozen | None) -> Scorer:
     """The scorer for inference on the CPU; that of `like` where it is the same."""
-    if like is not None and like.spec == spec:
+    if like is None or like.spec != spec:
+        with torch.random.fork_rng(devices=[]):
+            scorer = Scorer(spec)
+    else:
         known = like.scorer.state_dict()
         if known.keys() == stored.keys() and all(torch.equal(value, stored[name]) for name, value in known.items()):
             return like.scorer
-    with torch.random.fork_rng(devices=[]):
-        scorer = Scorer(spec) if like is None or like.spec != spec else _twin(like.scorer)
+        scorer = _twin(like.scorer)
     scorer.load_state_dict(stored, assign=True)
     return scorer.eval().requires_grad_(False)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.event_log import LogView
 from models.histories import Histories
 from models.popularity import HALF_LIVES, Popularity
 from models.ranking import gain, log_likelihood, ranks
@@ -39,13 +40,12 @@ class HeldOut:
     """Item rows that the user of each had before; only for `ranking`."""
 
     @classmethod
-    def of(cls, snapshot: Snapshot, positions: Ints) -> HeldOut:
-        """Those of `positions` that can be judged."""
-        log = snapshot.log
+    def of(cls, log: LogView, objective: str, positions: Ints) -> HeldOut:
+        """Those of `positions` that can be judged under this objective."""
         there = (log.user[positions] >= 0) & (log.item[positions] >= 0)
-        if snapshot.spec.objective == "rating":
+        if objective == "rating":
             there &= np.isfinite(log.value[positions])
-        elif snapshot.spec.objective == "click":
+        elif objective == "click":
             there &= log.weight[positions] != 0
         else:
             there &= log.weight[positions] > 0

@@ -12,7 +12,6 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from models import catalogue
 from models.auxiliary import TaskHeads
 from models.averages import Averages
-from models.beside import Beside, at_once
+from models.beside import Beside, at_once, during
 from models.calibration import Calibration
 from models.content_steps import ContentSteps
 from models.cooccurrence import Cooccurrence
@@ -138,7 +137,7 @@ class Learner:
     def learn(self, positions: Ints, *, replay_ratio: float, beside: Beside = at_once) -> LearnReport:
         """Learn the events at these log positions (ascending), replaying `replay_ratio` earlier ones for each.
 
-        What no gradient learns from a block is learned `beside` the steps, and takes its place after them.
+        Calibration, co-occurrence and factors are learned `beside` a block's steps, and take their places after them.
         """
         positions = np.asarray(positions, np.int64)
         log = self.memory.log.view(shared_tail=True)
@@ -153,19 +152,18 @@ class Learner:
                 block_positions = positions[block : block + BLOCK]
                 self.advance(log, int(block_positions[0]))
                 self._refresh(float(log.time[block_positions[0]]))
-                # the scales are for what is served
-                with self.averages.in_place():
-                    calibrated = self.objective.calibrated(log, block_positions)
-                counted = beside(partial(self._counted, log, block_positions, calibrated, self._branch()))
-                for at in range(0, len(block_positions), fresh):
-                    new = block_positions[at : at + fresh]
-                    old = self._replayed(log, round(len(new) * replay_ratio), before=int(block_positions[0]))
-                    stop = min(int(block_positions[min(at + fresh, len(block_positions)) - 1]) + 1, len(log))
-                    parts = [(objective, weight, objective.examples(log, new, old)) for objective, weight in self.tasks]
-                    if any(len(examples) for _, _, examples in parts):
-                        losses.append(self._step(parts, self.steps + len(losses)))
-                        replayed += len(parts[0][2]) - parts[0][2].fresh
-                    self.advance(log, stop)
+                with during(beside, self._counting(log, block_positions)) as counted:
+                    for at in range(0, len(block_positions), fresh):
+                        new = block_positions[at : at + fresh]
+                        old = self._replayed(log, round(len(new) * replay_ratio), before=int(block_positions[0]))
+                        stop = min(int(block_positions[min(at + fresh, len(block_positions)) - 1]) + 1, len(log))
+                        parts = [
+                            (objective, weight, objective.examples(log, new, old)) for objective, weight in self.tasks
+                        ]
+                        if any(len(examples) for _, _, examples in parts):
+                            losses.append(self._step(parts, self.steps + len(losses)))
+                            replayed += len(parts[0][2]) - parts[0][2].fresh
+                        self.advance(log, stop)
                 self.calibration, self.cooccurrence, self.factors = counted()
         self.steps += len(losses)
         self.averages.settle()
@@ -173,20 +171,23 @@ class Learner:
         loss = float(np.mean(losses)) if losses else math.nan
         return LearnReport(len(losses), len(positions), replayed, loss, finite)
 
-    def _branch(self) -> torch.Generator:
-        """Random numbers of their own for work beside the steps, which goes on as long as it will."""
-        seed = torch.randint(2**62, (1,), generator=self.generator, device=self.device)
-        return torch.Generator(self.device).manual_seed(int(seed))
+    def _counting(
+        self, log: LogView, positions: Ints
+    ) -> Callable[[], tuple[Calibration, Cooccurrence, Factors]]:  # fmt: skip
+        """What makes of calibration, co-occurrence and factors what they are after these events; those of now stay as
+        they are. It reads nothing that steps alter, and has random numbers of its own."""
+        with self.averages.in_place():  # the scales are for what is served
+            calibrate = self.objective.calibration_by(log, positions)
+        seed = int(torch.randint(2**62, (1,), generator=self.generator, device=self.device))
 
-    def _counted(
-        self, log: LogView, positions: Ints, calibrated: Callable[[], Calibration], generator: torch.Generator
-    ) -> tuple[Calibration, Cooccurrence, Factors]:
-        """What becomes of calibration, co-occurrence and factors by the events of a block; those of now stay."""
-        calibration = calibrated()
-        cooccurrence, factors = copy.copy(self.cooccurrence), copy.copy(self.factors)
-        cooccurrence.take(log, positions, generator)
-        factors.take(log, positions, cooccurrence.counts, generator)
-        return calibration, cooccurrence, factors
+        def counted() -> tuple[Calibration, Cooccurrence, Factors]:
+            calibration, generator = calibrate(), torch.Generator(self.device).manual_seed(seed)
+            cooccurrence, factors = copy.copy(self.cooccurrence), copy.copy(self.factors)
+            cooccurrence.take(log, positions, generator)
+            factors.take(log, positions, cooccurrence.counts, generator)
+            return calibration, cooccurrence, factors
+
+        return counted
 
     def _replayed(self, log: LogView, count: int, *, before: int) -> Ints:
         """Stored events to learn again, their log positions."""

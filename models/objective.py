@@ -93,10 +93,10 @@ class Objective:
         fresh, replayed = self.usable(log, fresh), self.usable(log, replayed)
         return Examples.build(log, self.learner.popularity, fresh, replayed, self.learner.spec.events_read)
 
-    def calibrated(self, log: LogView, positions: Ints) -> Callable[[], Calibration]:  # noqa: ARG002
-        """What fits the scales on events that are about to be learned; they stay as they are unless it ranks.
+    def calibration_by(self, log: LogView, positions: Ints) -> Callable[[], Calibration]:  # noqa: ARG002
+        """What fits the scales on events that are about to be learned: it stays as it is unless it ranks.
 
-        It reads nothing that the steps alter, and alters nothing.
+        Weights are asked for what they say before this returns; what is returned reads nothing that steps alter.
         """
         calibration = self.learner.calibration
         return lambda: calibration

@@ -151,11 +151,11 @@ class Ranking(Objective):
         return place[seen_BP]  # -1 is the place behind all items, which is -1
 
     @torch.no_grad()
-    def calibrated(self, log: LogView, positions: Ints) -> Callable[[], Calibration]:
-        """Rank some of these events, weights as they are and popularity as it will be then, and fit the scales."""
+    def calibration_by(self, log: LogView, positions: Ints) -> Callable[[], Calibration]:
+        """What fits the scales on some of these events, weights as they are and popularity as it will be then."""
         learner = self.learner
         if learner.spec.head != "dot" or (learner.steps == 0 and not len(learner.optimizer.state)):
-            return super().calibrated(log, positions)
+            return super().calibration_by(log, positions)
         before, usable = learner.calibration, self.usable(log, positions)
         if not len(usable):
             return lambda: before.faded(len(positions))

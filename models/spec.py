@@ -106,8 +106,7 @@ class TrainSpec:
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     """Where the weights learn; bit-for-bit resumption is promised on `cpu`."""
     threads: int = 0
-    """Threads of torch while learning; 0: all cores but one, which is left to intake. Part of a phase runs beside the
-    steps in one more."""
+    """Threads of torch while learning; 0: half of the cores, for part of a phase runs beside the rest, in as many."""
     batch: int = 256
     """Examples in one step."""
     sampled_batch: int = 512

@@ -1,7 +1,7 @@
 """The daemon: start up, let intake and learning run, shut down in order.
 
-Two threads with one owner for each state: intake polls, learning runs phases. HTTP has a third, and the main one
-waits for signals.
+Two threads with one owner for each state: intake polls, learning runs phases, with a third beside it that owns nothing.
+HTTP has another, and the main one waits for signals.
 """
 
 from __future__ import annotations

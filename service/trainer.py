@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from models.beside import during
 from models.frozen import Frozen
 from models.heldout import DECAYED, HeldOut
 from models.learner import Learner, LearnReport
@@ -76,7 +77,6 @@ class _Judged(NamedTuple):
     """How well weights do on what is held out."""
 
     snapshot: Snapshot
-    held_out: HeldOut
     whole: Floats
     learned: Floats | None
     """What was learned by gradient alone, see `HeldOut.whole_and_learned`."""
@@ -257,20 +257,24 @@ class Trainer:
             self._learned = None
             candidate = self._frozen()
 
+            positions = np.asarray(attempt.held_out, np.int64)
+            held_out = HeldOut.of(self.memory.log.view(shared_tail=True), self._config.model.objective, positions)
+            attempt.judged_on = held_out
+
             def judged(frozen: Frozen) -> _Judged:
                 snapshot = Snapshot.of(frozen, self.memory, version=0, upto=upto, like=like)
-                held_out = HeldOut.of(snapshot, np.asarray(attempt.held_out, np.int64))
-                return _Judged(snapshot, held_out, *held_out.whole_and_learned(snapshot))
+                return _Judged(snapshot, *held_out.whole_and_learned(snapshot))
 
-            served = None
-            if self._champion is not None:
+            theirs = None
+            if self._champion is None:
+                mine = judged(candidate)
+            else:
                 if not isinstance(self._champion, Frozen):
                     self._champion = Frozen(self._config.model, self._champion, candidate)
-                served = self._beside(partial(judged, self._champion))
-            mine = judged(candidate)
-            theirs = None if served is None else served()
+                with during(self._beside, partial(judged, self._champion)) as served:
+                    mine = judged(candidate)
+                theirs = served()
             self._like = [*([theirs.snapshot] if theirs else self._like[:1]), mine.snapshot]
-            attempt.judged_on = held_out = mine.held_out
             champion = None if theirs is None else theirs.whole
             if self.shadow is not None:
                 others = {"candidate": mine.whole, "champion": champion}
@@ -339,8 +343,9 @@ class Trainer:
 
 
 def training_threads(train: TrainSpec) -> int:
-    """Threads for torch while learning: as configured, or all cores but one, which is left to intake."""
-    return train.threads or max(1, (os.cpu_count() or 2) - 1)
+    """Threads for torch while learning: as configured, or half of the cores, for part of a phase runs beside the rest
+    in as many."""
+    return train.threads or max(1, (os.cpu_count() or 2) // 2)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.beside import at_once
+from models.beside import at_once, during
 from models.memory import EventBatch
 from models.spec import ModelSpec, TrainSpec
 from service.config import Config
@@ -31,7 +33,7 @@ def trainer(config: Config) -> Trainer:
     return Trainer.fresh(config)
 
 
-def phase(trainer: Trainer, number: int, events: int = 50) -> Attempt:
+def phase(trainer: Trainer, number: int, events: int = 50, *, threads: int = 1) -> Attempt:
     rng = np.random.default_rng(number)
     start = 1e9 + number * 1000
     batch = EventBatch(
@@ -41,7 +43,7 @@ def phase(trainer: Trainer, number: int, events: int = 50) -> Attempt:
         np.full(events, np.nan, np.float32),
         start + np.arange(events, dtype=np.float64),
     )
-    return trainer.learn(trainer.memory.append(batch), replay_ratio=1.0, threads=1)
+    return trainer.learn(trainer.memory.append(batch), replay_ratio=1.0, threads=threads)
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -103,29 +105,73 @@ def test_weights_that_are_not_finite_are_refused(trainer: Trainer) -> None:
     assert (verdict.decision, verdict.slug) == ("refused", "not_finite")
 
 
-def test_a_second_thread_changes_nothing_but_the_time_it_takes(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("threads", "items"), [(1, 1024), (2, 8)])
+def test_a_second_thread_changes_nothing_but_the_time_it_takes(
+    config: Config, monkeypatch: pytest.MonkeyPatch, threads: int, items: int
+) -> None:
+    monkeypatch.setattr("models.ranking_objective.CALIBRATION_ITEMS", items)
+    monkeypatch.setattr("models.ranking_objective.CALIBRATION_SAMPLE", items)
     monkeypatch.setattr("service.side_thread.os.cpu_count", lambda: 2)
-    trainer = Trainer.fresh(config)
+    both = Trainer.fresh(config)
     monkeypatch.setattr("service.side_thread.os.cpu_count", lambda: 1)
     alone = Trainer.fresh(config)
-    assert (alone._beside is at_once, trainer._beside is at_once) == (True, False)
+    assert (alone._beside is at_once, both._beside is at_once) == (True, False)
     for number in range(4):
         verdicts = []
-        for one in (trainer, alone):
-            verdicts.append(one.judge(phase(one, number)))
+        for one in (both, alone):
+            verdicts.append(one.judge(phase(one, number, threads=threads)))
             one.crown(one.state_dict())
             one.snapshot(version=number)
         assert repr(verdicts[0]) == repr(verdicts[1])  # NaN is no NaN, and its figures may be
-    assert all(torch.equal(value, weights(alone)[name]) for name, value in weights(trainer).items())
+    assert all(torch.equal(value, weights(alone)[name]) for name, value in weights(both).items())
+    assert bool(alone.learner.calibration.evidence.any())
+    assert torch.equal(both.learner.calibration.evidence, alone.learner.calibration.evidence)
 
 
 def test_what_breaks_in_the_second_thread_breaks_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.side_thread.os.cpu_count", lambda: 2)
     beside = side_thread()
-    whole, broken = beside(lambda: threading.current_thread().name), beside(lambda: 1 // 0)
-    assert whole() != threading.current_thread().name
+    name, broken = beside(lambda: threading.current_thread().name), beside(lambda: 1 // 0)
+    assert name() == "beside"
     with pytest.raises(ZeroDivisionError):
         broken()
+
+
+def test_nothing_is_left_running_by_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.side_thread.os.cpu_count", lambda: 2)
+    begun, go_on, done = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(10)
+        done.append(True)
+        raise ValueError("later")
+
+    def fail() -> None:
+        with during(side_thread(), work):
+            begun.wait(10)
+            threading.Timer(0.05, go_on.set).start()
+            raise KeyError("first")
+
+    with pytest.raises(KeyError, match="first"):
+        fail()
+    assert done
+
+
+def test_the_second_thread_ends_with_what_it_is_for_and_keeps_no_interpreter_alive() -> None:
+    script = """
+import os, threading, time
+os.cpu_count = lambda: 2
+from service.side_thread import side_thread
+beside = side_thread()
+thread = next(one for one in threading.enumerate() if one.name == "beside")
+beside(lambda: None)()
+del beside
+thread.join(10)
+assert not thread.is_alive()
+side_thread()(lambda: time.sleep(600))
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
 
 
 def test_a_restored_trainer_goes_on_to_the_same_weights(trainer: Trainer) -> None:
