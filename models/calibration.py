@@ -32,7 +32,7 @@ from models.scorer import (
     Untouched,
 )
 
-HALF_LIFE = 5_000.0
+HALF_LIFE = 2_500.0
 """Events after which a phase's evidence counts half."""
 PRIOR = 5.0
 """Precision of the initial belief that every scale is 1 and nothing is added."""
@@ -109,10 +109,9 @@ class Calibration:
         allowed_BN: Tensor,
         length_B: Tensor,
         *,
-        weight: float,
         offset_N: Tensor | None = None,
     ) -> Calibration:
-        """The belief after these examples, each counted `weight` times, which maximises their posterior.
+        """The belief after these examples, which maximises their posterior.
 
         `terms_TBN` are unscaled terms of the score; the target is allowed whatever `allowed_BN` says of it. `offset_N`
         is added to all scores of a candidate: the log of how many it stands for.
@@ -134,10 +133,9 @@ class Calibration:
                 slopes_CBN, score_BN = _score(terms_TBN[:, part], theta[length].float(), theta[LENGTHS - 1 :].float())
                 chance_BN = score_BN.add_(offset_N).masked_fill_(hidden_BN[part], -torch.inf).softmax(1)
                 _add_derivatives(gradient, hessian, slopes_CBN, chance_BN, target_B[part], length)
-            hessian *= weight
             room_C2 = (BOUNDS - theta.unsqueeze(1)).clamp(-LONGEST_STEP, LONGEST_STEP)
             precision = prior + hessian
-            step = _within(room_C2, precision, weight * gradient - prior @ (theta - mean))
+            step = _within(room_C2, precision, gradient - prior @ (theta - mean))
             theta = theta + step
             # what was cut short may have far to go, however little is known of it yet
             if float(step.abs().max()) < LONGEST_STEP and float(step @ precision @ step) < COEFFICIENTS:

@@ -28,14 +28,11 @@ from models.sampling import systematic_sample, uniform_negatives
 from models.spec import ModelSpec
 from models.vintage import knots_of, vintages
 
-CALIBRATED = 192
-"""Most events of a block that the scales are fitted on."""
 CALIBRATION_CHUNK = 128
-"""Events of the block between two looks at popularity while they are ranked."""
-CALIBRATION_ITEMS = 1_024
-"""Most items of a catalogue that they are ranked among all of; …"""
+"""Events of a block between two looks at popularity while they are ranked."""
 CALIBRATION_SAMPLE = 256
-"""… of a larger one, among so many, half of which are drawn by how often they are chosen."""
+"""Most items that they are ranked among: of a larger catalogue so many, half of which are drawn by how often they are
+chosen."""
 MLP_NEGATIVES = 256
 """Most negatives of a step where a network scores each pair."""
 
@@ -152,15 +149,14 @@ class Ranking(Objective):
 
     @torch.no_grad()
     def calibration_by(self, log: LogView, positions: Ints) -> Callable[[], Calibration]:
-        """What fits the scales on some of these events, weights as they are and popularity as it will be then."""
+        """What fits the scales on these events, weights as they are and popularity as it will be then."""
         learner = self.learner
         if learner.spec.head != "dot" or (learner.steps == 0 and not len(learner.optimizer.state)):
             return super().calibration_by(log, positions)
         before, usable = learner.calibration, self.usable(log, positions)
         if not len(usable):
             return lambda: before.faded(len(positions))
-        kept = usable[np.linspace(0, len(usable) - 1, min(CALIBRATED, len(usable))).round().astype(np.int64)]
-        examples = self.examples(log, kept, kept[:0])
+        examples = self.examples(log, usable, usable[:0])
         if not len(examples):
             return lambda: before.faded(len(positions))
         popularity, features = learner.popularity.copy(), learner.features.clone()
@@ -169,11 +165,10 @@ class Ranking(Objective):
         learner.popularity, learner.features = popularity, features
         # the target comes first, and stands for itself
         offset_N = torch.cat((chance_N.new_zeros(1), -chance_N.log()))
-        weight = len(usable) / len(kept)
 
         @torch.no_grad()
         def fitted() -> Calibration:
-            return before.faded(len(positions)).fitted(*terms(), weight=weight, offset_N=offset_N)
+            return before.faded(len(positions)).fitted(*terms(), offset_N=offset_N)
 
         return fitted
 
@@ -184,7 +179,7 @@ class Ranking(Objective):
         """
         learner = self.learner
         items = len(learner.popularity)
-        if items <= CALIBRATION_ITEMS:
+        if items <= CALIBRATION_SAMPLE:
             return torch.arange(items, device=learner.device), torch.ones(items, device=learner.device)
         there_N = torch.from_numpy(np.isfinite(learner.memory.announced)).to(learner.device)
         recent_N = learner.cooccurrence.recent * there_N

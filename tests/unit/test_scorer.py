@@ -175,7 +175,7 @@ def test_calibration_finds_the_scales_that_made_the_choices() -> None:
         calibration = calibration.faded(8000)
         span = slice(part, part + 8000)
         allowed = torch.ones(8000, 12, dtype=torch.bool)
-        calibration = calibration.fitted(terms[:, span], target[span], allowed, length[span], weight=1.0)
+        calibration = calibration.fitted(terms[:, span], target[span], allowed, length[span])
     torch.testing.assert_close(found(calibration), TRUTH, atol=0.1, rtol=0)
     assert calibration.scales[3] == 1.0  # no history of that length was seen
 
@@ -198,11 +198,11 @@ def test_scales_that_are_held_at_their_bound_leave_the_others_where_these_are_li
 
 
 def test_what_is_first_chosen_is_raised_as_far_as_it_should_be_at_once() -> None:
-    terms = torch.zeros(TERMS, 192, 257)
+    terms = torch.zeros(TERMS, 960, 257)
     terms[-1, :, 7] = 1  # the only item that nobody had touched
-    target = torch.where(torch.arange(192) % 5 == 0, 7, torch.arange(192) % 257)
+    target = torch.where(torch.arange(960) % 5 == 0, 7, torch.arange(960) % 257)
     calibration = Calibration().fitted(
-        terms, target, torch.ones(192, 257, dtype=torch.bool), torch.zeros(192, dtype=torch.int64), weight=5
+        terms, target, torch.ones(960, 257, dtype=torch.bool), torch.zeros(960, dtype=torch.int64)
     )
     odds = (target == 7).float().mean() / (target != 7).float().mean() * 256
     assert float(calibration.mean[UNTOUCHED]) == pytest.approx(float(odds.log()), abs=0.2)
@@ -216,7 +216,7 @@ def test_calibration_on_a_sample_of_the_candidates_finds_the_scales_of_all_of_th
     sample = torch.cat((own, terms[:, :, :100]), dim=2)
     allowed = torch.cat((torch.ones_like(target, dtype=torch.bool), torch.arange(100) != target), dim=1)
     calibration = Calibration().fitted(
-        sample, torch.zeros(24_000, dtype=torch.int64), allowed, torch.full((24_000,), 2), weight=1.0
+        sample, torch.zeros(24_000, dtype=torch.int64), allowed, torch.full((24_000,), 2)
     )
     # a uniform sample needs no correction (McFadden, "Modelling the choice of residential location", 1978)
     torch.testing.assert_close(found(calibration), TRUTH, atol=0.1, rtol=0)

@@ -105,11 +105,10 @@ def test_weights_that_are_not_finite_are_refused(trainer: Trainer) -> None:
     assert (verdict.decision, verdict.slug) == ("refused", "not_finite")
 
 
-@pytest.mark.parametrize(("threads", "items"), [(1, 1024), (2, 8)])
+@pytest.mark.parametrize(("threads", "items"), [(1, 256), (2, 8)])
 def test_a_second_thread_changes_nothing_but_the_time_it_takes(
     config: Config, monkeypatch: pytest.MonkeyPatch, threads: int, items: int
 ) -> None:
-    monkeypatch.setattr("models.ranking_objective.CALIBRATION_ITEMS", items)
     monkeypatch.setattr("models.ranking_objective.CALIBRATION_SAMPLE", items)
     monkeypatch.setattr("service.side_thread.os.cpu_count", lambda: 2)
     both = Trainer.fresh(config)
