@@ -153,12 +153,10 @@ class Ranking(Objective):
         learner = self.learner
         if learner.spec.head != "dot" or (learner.steps == 0 and not len(learner.optimizer.state)):
             return super().calibration_by(log, positions)
-        before, usable = learner.calibration, self.usable(log, positions)
-        if not len(usable):
-            return lambda: before.faded(len(positions))
-        examples = self.examples(log, usable, usable[:0])
+        faded = learner.calibration.faded(len(positions))
+        examples = self.examples(log, positions, positions[:0])
         if not len(examples):
-            return lambda: before.faded(len(positions))
+            return lambda: faded
         popularity, features = learner.popularity.copy(), learner.features.clone()
         lead, chance_N = self._calibration_items()
         terms = self._terms(log, examples, lead)
@@ -168,7 +166,7 @@ class Ranking(Objective):
 
         @torch.no_grad()
         def fitted() -> Calibration:
-            return before.faded(len(positions)).fitted(*terms(), offset_N=offset_N)
+            return faded.fitted(*terms(), offset_N=offset_N)
 
         return fitted
 
