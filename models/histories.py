@@ -117,8 +117,8 @@ class Histories:
             age_BP=_behind(self.age_BP, older.age_BP + since_B[:, None], order_BP),
         )
 
-    def rows(self, index_N: NDArray[Any]) -> Histories:
-        """Those of some of the users, by number or mask; copies."""
+    def rows(self, index_N: NDArray[Any] | slice) -> Histories:
+        """Those of some of the users, by number or mask, which are copies, or a stretch of them."""
         return Histories(**{name: array[index_N] for name, array in vars(self).items()})
 
     def past(self) -> Past:

@@ -66,8 +66,7 @@ class Overlay:
     def announce(
         self, item_id: str, time: float, features: Mapping[str, Vectors], attributes: Mapping[str, Any] | None = None
     ) -> None:
-        """An item is new, or has new content."""
-        self._flush_events()
+        """An item is new, or has new content; nothing is computed."""
         row = self._item_row(item_id)
         self._contents.put(row, features)
         self._attributes[row] = dict(attributes or {})

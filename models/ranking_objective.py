@@ -247,16 +247,17 @@ class Ranking(Objective):
             alike_NK, alike_BK = (
                 torch.cat((told(one), by_choice(one), by_factor(one)), dim=1) for one in (leading, examples.item_B)
             )
-            readings = Readings.of(
-                examples.histories, told, by_choice, self._at(learned_ND), likeness_dim=spec.likeness_dim,
-                factors=factors.reading, folded=together.fold_in(), taste=FoldIn(learned_ND, together.recent),
-            )  # fmt: skip
+            taste = FoldIn(learned_ND, together.recent)
             terms_TBN = user_BV.new_empty(TERMS, len(examples), n + 1)
-            for moment in moments:
-                part, alike = moment.part, alike_BK[moment.part]
+            for moment in moments:  # and not all at once: what they chose is gathered from the tables
+                part = moment.part
+                readings = Readings.of(
+                    examples.histories.rows(part), told, by_choice, self._at(learned_ND),
+                    likeness_dim=spec.likeness_dim, factors=factors.reading, folded=together.fold_in(), taste=taste,
+                )  # fmt: skip
                 out_TB, out_TBN = terms_TBN[:, part, 0], terms_TBN[:, part, 1:]
-                _put(out_TB, spec, user_BV, readings, part, moment.own_BV, alike, moment.own_features_BK)
-                _put(out_TBN, spec, user_BV, readings, part, moment.lead_NV, alike_NK, moment.lead_features_NK)
+                _put(out_TB, spec, user_BV[part], readings, moment.own_BV, alike_BK[part], moment.own_features_BK)
+                _put(out_TBN, spec, user_BV[part], readings, moment.lead_NV, alike_NK, moment.lead_features_NK)
             return terms_TBN, torch.zeros(len(examples), dtype=torch.int64), allowed_BN, history.length_B
 
         return terms
@@ -290,7 +291,7 @@ class _Moment(NamedTuple):
 
 
 def _put(
-    out: Tensor, spec: ModelSpec, user_BV: Tensor, readings: Readings, part: slice,
+    out: Tensor, spec: ModelSpec, user_BV: Tensor, readings: Readings,
     item_NV: Tensor, alike_NK: Tensor, features_NK: Tensor,
 ) -> None:  # fmt: skip
     """Fills in the terms of examples beside items: all of them, (T, B, N), or one each, (T, B)."""
@@ -313,7 +314,7 @@ def _put(
     )
     at = 0
     for mine, theirs in pairs:
-        out[at : at + mine.shape[1]] = torch.einsum(pattern, mine[part], theirs)
+        out[at : at + mine.shape[1]] = torch.einsum(pattern, mine, theirs)
         at += mine.shape[1]
     counts_KN = features_NK[:, : len(HALF_LIVES)].T
     out[at : at + len(HALF_LIVES)] = counts_KN if each else counts_KN.unsqueeze(1)
