@@ -345,10 +345,16 @@ class Overlay:
         """Popularity of the items of these events, as of the last of them."""
         log = self._log.view(shared_tail=True)
         span = slice(positions.start, positions.stop)
-        popularity = self._own_popularity()
-        start = popularity.position - positions.start
-        touched = popularity.advance(log.item[span], log.weight[span] > 0)
-        self._refresh(touched, log.time[popularity.last[touched] - start])
+        touched = self._own_popularity().advance(log.item[span], log.weight[span] > 0)
+        self._refresh(touched, self._touched_at(touched))
+
+    def _touched_at(self, rows: Ints) -> NDArray[np.float64]:
+        """When these rows were last touched since the snapshot, (R,); -inf where they were not. All is counted."""
+        popularity, log = self._own_popularity(), self._log.view(shared_tail=True)
+        position = popularity.last[rows] - (popularity.position - len(log))
+        time_R = np.full(len(rows), -np.inf)
+        time_R[position >= 0] = log.time[position[position >= 0]]
+        return time_R
 
     def _own_popularity(self) -> Popularity:
         if self._popularity is None:
@@ -366,7 +372,9 @@ class Overlay:
         )
         announced = np.array([self._announced[row] for row in rows.tolist()])
         self._patches.set_content(rows, contents, snapshot.told(likeness, announced))
-        self._refresh(rows, np.maximum(announced, -np.inf if snapshot.event_time is None else snapshot.event_time))
+        untouched = np.maximum(announced, -np.inf if snapshot.event_time is None else snapshot.event_time)
+        touched = self._touched_at(rows)
+        self._refresh(rows, np.where(np.isfinite(touched), touched, untouched))
 
     def _refresh(self, rows: Ints, now: NDArray[np.float64]) -> None:
         """Popularity features and published vectors of these rows, as of right after their last events at `now`

@@ -59,6 +59,28 @@ def test_vectors_do_not_depend_on_how_events_were_grouped(size: int) -> None:
     np.testing.assert_allclose(whole.user_vectors(users), pieces.user_vectors(users), atol=1e-5)
 
 
+@pytest.mark.parametrize("at", [0, 20, 40])
+def test_vectors_do_not_depend_on_whether_they_were_asked_for_before_an_announcement(at: int) -> None:
+    snapshot, _ = served()
+    items = [str(i) for i in np.random.default_rng(1).integers(28, 36, 40)]
+    events = replace(later(), items=items, times=300 + 86_400 * np.arange(40.0))  # or ages would hardly tell
+    asked, unasked = Overlay(snapshot), Overlay(snapshot)
+    for overlay in (asked, unasked):
+        overlay.observe(events[:at])
+        if overlay is asked:
+            overlay.all_item_ids  # noqa: B018 - computes what waits
+        for item, time in (("30", 100.0), ("31", 1e6), ("32", 2e6), ("36", 1e6), ("3", 1e6)):
+            overlay.announce(item, time, {"text": np.ones(5, np.float32)})
+        if overlay is asked:
+            overlay.all_item_ids  # noqa: B018
+        overlay.observe(events[at:])
+    ids = [one for one in asked.all_item_ids if one is not None]
+    assert set(ids) == {one for one in unasked.all_item_ids if one is not None} > {"30", "36"}
+    np.testing.assert_allclose(asked.item_vectors(ids), unasked.item_vectors(ids), atol=1e-5)
+    users = asked.touched_users()
+    np.testing.assert_allclose(asked.user_vectors(users), unasked.user_vectors(users), atol=1e-5)
+
+
 def test_only_what_was_touched_changes() -> None:
     snapshot, _ = served()
     overlay = Overlay(snapshot)
