@@ -105,13 +105,14 @@ class Contender:
         fresh = trainer.memory.append(self._batch(a, b))
         attempt = trainer.learn(fresh, replay_ratio=self.config.train.replay_ratio, threads=self._threads)
         verdict = trainer.judge(attempt)
+        with torch_threads(self._threads):
+            snapshot = trainer.snapshot(version=self.phase)
         if verdict is not None and verdict.decision == "refused":
             self.refused.append(verdict.reason)
         else:
-            trainer.crown(trainer.state_dict())
+            trainer.crown(snapshot)
         self._row[:] = -1  # memory numbers items otherwise than an overlay does
-        with torch_threads(self._threads):
-            self.overlay = Overlay(trainer.snapshot(version=self.phase))
+        self.overlay = Overlay(snapshot)
 
     def _batch(self, a: int, b: int) -> EventBatch:
         past = self.past

@@ -65,7 +65,7 @@ class Phases:
         verdict = trainer.judge(attempt)
         assert verdict is not None, "a phase of events is always judged"
         if verdict.decision == "promoted":
-            trainer.crown(trainer.state_dict())
+            trainer.crown(trainer.snapshot(version=number + 1))
         return verdict
 
 

@@ -5,10 +5,11 @@ Who calls decides how: here nobody knows of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
+P = TypeVar("P")
 T = TypeVar("T")
 
 
@@ -37,3 +38,11 @@ def during(beside: Beside, work: Callable[[], T]) -> Iterator[Callable[[], T]]:
         with suppress(Exception):
             made()
         raise
+
+
+def halved(beside: Beside, make: Callable[[P], T], parts: Sequence[P]) -> list[T]:
+    """What `make` makes of each part, in their order: the second half of them beside the first."""
+    middle = (len(parts) + 1) // 2
+    with during(beside, lambda: [make(part) for part in parts[middle:]]) as rest:
+        made = [make(part) for part in parts[:middle]]
+    return made + rest()

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.beside import Beside, at_once, halved
 from models.features import FeatureTable
 from models.scorer import Features, Scorer
 from models.spec import ModelSpec
 
-CHUNK = 4096
+CHUNK = 1024
 """Items encoded at once."""
 
 
@@ -45,13 +46,19 @@ def observe(scorer: Scorer, table: FeatureTable, device: torch.device | str) -> 
             scorer.observe(name, torch.from_numpy(vectors).to(device), torch.from_numpy(lengths).to(device))
 
 
-@torch.no_grad()
-def encode(scorer: Scorer, table: FeatureTable, rows: NDArray[np.int64], device: torch.device | str) -> Tensor:
-    """The fused content of these rows, (R, D), without gradients; zeros where there are no modalities."""
-    if not table.dims:
+def encode(
+    scorer: Scorer, table: FeatureTable, rows: NDArray[np.int64], device: torch.device | str, beside: Beside = at_once
+) -> Tensor:
+    """The fused content of these rows, (R, D), without gradients; zeros where there are no modalities. Half of them are
+    encoded `beside` the others."""
+    if not table.dims or not len(rows):
         return torch.zeros(len(rows), scorer.spec.dim, device=device)
-    parts = [scorer.content(gather(table, rows[at : at + CHUNK], device)) for at in range(0, len(rows), CHUNK)]
-    return torch.cat(parts) if parts else torch.zeros(0, scorer.spec.dim, device=device)
+
+    @torch.no_grad()  # of the thread that runs it
+    def encoded(start: int) -> Tensor:
+        return scorer.content(gather(table, rows[start : start + CHUNK], device))
+
+    return torch.cat(halved(beside, encoded, range(0, len(rows), CHUNK)))
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.event_log import LogView
+from models.finite import all_finite
 from models.past import PAST
 
 Ints = NDArray[np.int64]
@@ -166,7 +167,7 @@ class Factors:
     @property
     def finite(self) -> bool:
         """Whether all that is believed is finite."""
-        return all(bool(one.isfinite().all()) for one in (self.mean, self.precision, self.variance))
+        return all(map(all_finite, (self.mean, self.precision, self.variance)))
 
     def grow(self, rows: int) -> None:
         """Append so many items that nobody chose."""

@@ -29,6 +29,7 @@ from models.distillation import Distillation
 from models.event_log import LogView
 from models.examples import Examples
 from models.factors import Factors
+from models.finite import all_finite
 from models.histories import ValueScale
 from models.item_tables import RowTable
 from models.memory import Memory
@@ -151,7 +152,7 @@ class Learner:
             for block in range(0, len(positions), BLOCK):
                 block_positions = positions[block : block + BLOCK]
                 self.advance(log, int(block_positions[0]))
-                self._refresh(float(log.time[block_positions[0]]))
+                self._refresh(float(log.time[block_positions[0]]), beside)
                 with during(beside, self._counting(log, block_positions)) as counted:
                     for at in range(0, len(block_positions), fresh):
                         new = block_positions[at : at + fresh]
@@ -285,11 +286,11 @@ class Learner:
         self._grow()
         self.advance(self.memory.log.view(shared_tail=True), stop, values=values)
 
-    def _refresh(self, now: float) -> None:
+    def _refresh(self, now: float, beside: Beside = at_once) -> None:
         rows = np.arange(len(self.popularity))
         features = self.popularity.features(rows, now - self.memory.announced)
         self.features = torch.from_numpy(features).to(self.device)
-        self.contents = catalogue.encode(self.scorer, self.memory.item_features, rows, self.device)
+        self.contents = catalogue.encode(self.scorer, self.memory.item_features, rows, self.device, beside)
         if self.scorer.regression is not None:
             met = (self.contents + self.residual.values)[self.popularity.first >= 0]
             self.scorer.regression.observe(met, self.cooccurrence.values)
@@ -297,7 +298,7 @@ class Learner:
     def _finite(self) -> bool:
         tables = (table.values for table in self.tables.values())
         tensors = [*self.scorer.parameters(), *tables, self.cooccurrence.values]
-        return self.factors.finite and all(bool(tensor.detach().isfinite().all()) for tensor in tensors)
+        return self.factors.finite and all(map(all_finite, tensors))
 
     # -- state
 

@@ -23,7 +23,7 @@ from models.fold_in import FoldIn
 from models.full_softmax import FullSoftmax
 from models.objective import Ints, Objective, Step
 from models.popularity import HALF_LIVES, NEVER_SEEN
-from models.readings import Lookup, Readings
+from models.readings import Readings
 from models.sampling import systematic_sample, uniform_negatives
 from models.spec import ModelSpec
 from models.vintage import knots_of, vintages
@@ -191,8 +191,8 @@ class Ranking(Objective):
             self.learner.advance(log, int(examples.position_B[start]), values=False)
             yield slice(start, stop)
 
-    def _told(self, *parts: Ints) -> Lookup:
-        """What was told of any of these rows, -1 for none: their likeness and their vintage."""
+    def _told(self, *parts: Ints) -> Callable[[Ints], Tensor]:
+        """Looks up what was told of any of these rows, -1 for none: their likeness and their vintage."""
         learner, size = self.learner, self.learner.spec.vintage_dim
         known_R = np.unique(np.concatenate([part.ravel() for part in parts]))
         known_R = known_R[known_R >= 0]
@@ -201,9 +201,6 @@ class Ranking(Objective):
         likeness_RK = catalogue.likeness(learner.scorer, learner.memory.item_features, known_R, learner.device)
         told_RK = torch.cat((likeness_RK, vintage_RK), dim=1)
         return lambda rows: told_RK[torch.from_numpy(np.searchsorted(known_R, rows)).to(learner.device)]
-
-    def _at(self, table_NK: Tensor) -> Lookup:
-        return lambda rows: table_NK[torch.from_numpy(rows).to(table_NK.device)]
 
     def _terms(
         self, log: LogView, examples: Examples, lead: Tensor
@@ -222,8 +219,7 @@ class Ranking(Objective):
         own_B = target_B + n
         # the table's contents are those of the weights that learn, and not of the averages that are in place
         contents = catalogue.encode(scorer, learner.memory.item_features, both.cpu().numpy(), learner.device)
-        leading = lead.cpu().numpy()
-        told = self._told(leading, examples.item_B, examples.histories.past_BP[:, : likeness.EVENTS])
+        told = self._told(lead.cpu().numpy(), examples.item_B, examples.histories.past_BP[:, : likeness.EVENTS])
         # as in all of the past that the tower reads, contents are the table's
         learned_ND = torch.addcmul(learner.contents, learner.admitted().unsqueeze(1), learner.residual.values)
 
@@ -243,16 +239,19 @@ class Ranking(Objective):
         allowed_BN = self._allowed(examples, lead)
 
         def terms() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            by_choice, by_factor = self._at(together.values), self._at(factors.mean)
             alike_NK, alike_BK = (
-                torch.cat((told(one), by_choice(one), by_factor(one)), dim=1) for one in (leading, examples.item_B)
+                torch.cat((told(one.cpu().numpy()), together.values[one], factors.mean[one]), dim=1)
+                for one in (lead, both[own_B])
             )
             taste = FoldIn(learned_ND, together.recent)
             terms_TBN = user_BV.new_empty(TERMS, len(examples), n + 1)
-            for moment in moments:  # and not all at once: what they chose is gathered from the tables
+            for moment in moments:  # and not all at once: what they chose lately is gathered
                 part = moment.part
                 readings = Readings.of(
-                    examples.histories.rows(part), told, by_choice, self._at(learned_ND),
+                    examples.histories.rows(part),
+                    lambda past: past.mean_of(told(past.row_E)),
+                    lambda past: past.mean(together.values),
+                    lambda past: past.mean(learned_ND),
                     likeness_dim=spec.likeness_dim, factors=factors.reading, folded=together.fold_in(), taste=taste,
                 )  # fmt: skip
                 out_TB, out_TBN = terms_TBN[:, part, 0], terms_TBN[:, part, 1:]

@@ -26,11 +26,11 @@ from models import cooccurrence, fold_in, likeness, vintage
 from models.factors import FactorReading, first_choices
 from models.fold_in import FoldIn
 from models.histories import Histories
-from models.past import WINDOWS
+from models.past import WINDOWS, Past
 
 Ints = NDArray[np.int64]
-Lookup = Callable[[Ints], Tensor]
-"""Vectors (E, K) of item rows (E,)."""
+Means = Callable[[Past], Tensor]
+"""The means (X, K) of the vectors of what was chosen."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Readings:
     def of(
         cls,
         histories: Histories,
-        told: Lookup,
-        together: Lookup,
-        personal: Lookup,
+        told: Means,
+        together: Means,
+        personal: Means,
         *,
         likeness_dim: int,
         factors: FactorReading,
@@ -67,20 +67,18 @@ class Readings:
         co-occurrence and learned vectors; `folded` is of co-occurrence and `taste` of the learned vectors."""
         paces = [histories.liked(half_life) for half_life in likeness.HALF_LIVES]
         liked, chosen = histories.liked(cooccurrence.RECENT_HALF_LIFE), histories.chosen()
-        told_EK = told(liked.row_E)  # the same rows at every pace
-        told_BPK = torch.stack([pace.mean_of(told_EK) for pace in paces], dim=1)
+        told_BPK = torch.stack([told(pace) for pace in paces], dim=1)
         row_BP = torch.from_numpy(first_choices(histories.past_BP, histories.weight_BP))
         counts_BW = chosen.counts_X.reshape(-1, WINDOWS)
 
-        def fold(reading: FoldIn, vectors_EK: Tensor) -> Tensor:
-            mean_XK = chosen.mean_of(vectors_EK)
+        def fold(reading: FoldIn, mean_XK: Tensor) -> Tensor:
             return reading(mean_XK.view(*counts_BW.shape, mean_XK.shape[1]), counts_BW)
 
         return cls(
             like_BPK=likeness.WEIGHT * told_BPK[..., :likeness_dim],
             vintage_BPK=vintage.WEIGHT * told_BPK[..., likeness_dim:],
-            together_BK=cooccurrence.WEIGHT * liked.mean_of(together(liked.row_E)),
-            folded_BWK=fold_in.WEIGHT * fold(folded, together(chosen.row_E)),
+            together_BK=cooccurrence.WEIGHT * together(liked),
+            folded_BWK=fold_in.WEIGHT * fold(folded, together(chosen)),
             factors_BK=factors(row_BP.to(factors.row_S.device)),
-            taste_BWD=None if taste is None else fold(taste, personal(chosen.row_E)),
+            taste_BWD=None if taste is None else fold(taste, personal(chosen)),
         )

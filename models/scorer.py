@@ -206,19 +206,25 @@ class Scorer(nn.Module):
         appeal_N1 = popularity[:, :1] + self.popular(features_NK) + untouched.appeal * untouched_N1
         if any(by_count):
             appeal_N1 = appeal_N1 + features_NK[:, : len(by_count)] @ features_NK.new_tensor(by_count).unsqueeze(1)
-        if untouched.personal != 1:
-            e_ND = torch.where(untouched_N1 > 0, untouched.personal * e_ND, e_ND)
-        if alike_NK is not None and (untouched.likeness, untouched.vintage) != (1, 1):
-            # nobody chose them, so that there is nothing but what was told of them to be scaled
-            factor_K = alike_NK.new_full((alike_NK.shape[1],), untouched.vintage)
-            factor_K[: self.spec.likeness_dim] = untouched.likeness
-            alike_NK = torch.where(untouched_N1 > 0, factor_K * alike_NK, alike_NK)
         parts = [e_ND, bias_N.unsqueeze(1), appeal_N1, popularity[:, 1:]]
         if alike_NK is not None:
             parts.append(alike_NK)
         if self.spec.objective == "rating":
             parts.append(e_ND.new_ones(len(e_ND), 1))
-        return torch.cat(parts, dim=1)
+        published_NV = torch.cat(parts, dim=1)
+        if untouched[1:] != AS_OTHERS[1:]:
+            untouched_R = torch.nonzero(untouched_N1.squeeze(1)).squeeze(1)
+            published_NV[untouched_R] *= self._factors_of(untouched, published_NV)
+        return published_NV
+
+    def _factors_of(self, untouched: Untouched, published_NV: Tensor) -> Tensor:
+        """What the published vectors of untouched items are multiplied by, (V,)."""
+        factor_V = published_NV.new_ones(published_NV.shape[1])
+        factor_V[: self.spec.dim] = untouched.personal
+        told = factor_V[self.spec.dim + 2 + POPULARITY_DIM :][: self.spec.told_dim]
+        told[:] = untouched.vintage
+        told[: self.spec.likeness_dim] = untouched.likeness
+        return factor_V
 
     def users(
         self,

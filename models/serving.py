@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from models import catalogue
+from models.beside import Beside, at_once, halved
 from models.event_log import LogView
 from models.features import FeatureTable
 from models.fold_in import FoldIn
@@ -51,24 +52,26 @@ class Snapshot:
         upto: int | None = None,
         like: Snapshot | None = None,
     ) -> Snapshot:
-        """The snapshot of a learner's state over today's memory, which may be much younger (a rollback); see `of`."""
-        return cls.of(Frozen(spec, state, like.frozen if like else None), memory, version=version, upto=upto, like=like)
+        """The snapshot of a learner's state over today's memory, which may be much younger (a rollback)."""
+        return cls(Frozen(spec, state, like.frozen if like else None), memory, version=version, upto=upto, like=like)
 
-    @classmethod
-    def of(
-        cls, frozen: Frozen, memory: Memory, *, version: int, upto: int | None = None, like: Snapshot | None = None
-    ) -> Snapshot:
+    def __init__(
+        self,
+        frozen: Frozen,
+        memory: Memory,
+        *,
+        version: int,
+        upto: int | None = None,
+        like: Snapshot | None = None,
+        beside: Beside = at_once,
+    ) -> None:
         """The snapshot of these weights over today's memory.
 
         Items that the weights have not met have no residual; popularity and histories include every event in memory, or
         popularity only those before the log position `upto` (not before the weights' own), to judge by what follows.
-        What `like`, another snapshot of this memory, has the same is shared with it.
+        What `like`, another snapshot of this memory, has the same is shared with it. Half of the contents are encoded
+        `beside` the others.
         """
-        return cls(frozen, memory, version, upto, like)
-
-    def __init__(
-        self, frozen: Frozen, memory: Memory, version: int, upto: int | None = None, like: Snapshot | None = None
-    ) -> None:
         self.frozen, self.version = frozen, version
         self.spec, self.scorer, self.values = frozen.spec, frozen.scorer, frozen.values
         self.scales, self.corrections = frozen.scales, frozen.corrections
@@ -88,7 +91,7 @@ class Snapshot:
         self.event_time = float(self.log.time.max(initial=-np.inf)) if len(self.log) else None
         """Time of the newest event, None before any."""
         self._knots = knots_of(self.announced, self.spec.vintage_dim)
-        self.contents_ND, self.likeness_NK = self._contents(like)
+        self.contents_ND, self.likeness_NK = self._contents(like, beside)
         """Fused contents of all item rows, and what was announced with them (K may be 0)."""
         self.alike_NK = self._alike(like)
         """What was announced with items and when, which ones the same users chose, and the factors."""
@@ -99,7 +102,7 @@ class Snapshot:
             learned_MD = torch.from_numpy(self.personal_ND[: len(frozen.recent_M)])
             self._taste = FoldIn.of(learned_MD, frozen.recent_M, like._taste if like else None)
 
-    def _contents(self, like: Snapshot | None) -> tuple[Vectors, Vectors]:
+    def _contents(self, like: Snapshot | None, beside: Beside) -> tuple[Vectors, Vectors]:
         known: tuple[Vectors | None, Vectors | None] = (None, None)
         if like is not None:
             known = (
@@ -107,8 +110,8 @@ class Snapshot:
                 like.likeness_NK if catalogue.same_outlines(self.scorer, like.scorer) else None,
             )
         return (
-            self._in_chunks(catalogue.encode, self.d, like, known[0]),
-            self._in_chunks(catalogue.likeness, self.spec.likeness_dim, like, known[1]),
+            self._in_chunks(catalogue.encode, self.d, like, known[0], beside),
+            self._in_chunks(catalogue.likeness, self.spec.likeness_dim, like, known[1], beside),
         )
 
     def _alike(self, like: Snapshot | None) -> Vectors:
@@ -146,6 +149,7 @@ class Snapshot:
         size: int,
         like: Snapshot | None,
         known: Vectors | None,
+        beside: Beside,
     ) -> Vectors:
         """What `make` makes of all items, (N, size); chunks of the same items with the same features are taken from
         those `known` of `like`."""
@@ -161,10 +165,14 @@ class Snapshot:
             if len(known) == self.n_items and not any(part is None for part in parts):
                 return known
         table = np.empty((self.n_items, size), np.float32)
+
+        def fill(span: slice) -> None:
+            table[span] = make(self.scorer, self.item_features, np.arange(self.n_items)[span], "cpu").numpy()
+
         for span, part in zip(spans, parts, strict=True):
-            if part is None:
-                part = make(self.scorer, self.item_features, np.arange(self.n_items)[span], "cpu").numpy()
-            table[span] = part
+            if part is not None:
+                table[span] = part
+        halved(beside, fill, [span for span, part in zip(spans, parts, strict=True) if part is None])
         return table
 
     def _build_items(self, upto: int) -> None:
@@ -277,9 +285,9 @@ class Snapshot:
         together = slice(told.stop, told.stop + self.spec.cooccurrence_dim)
         return Readings.of(
             histories,
-            lambda rows: torch.from_numpy(alike(rows, told)),
-            lambda rows: torch.from_numpy(alike(rows, together)),
-            lambda rows: torch.from_numpy(personal(rows)),
+            lambda past: past.mean_of(torch.from_numpy(alike(past.row_E, told))),
+            lambda past: past.mean_of(torch.from_numpy(alike(past.row_E, together))),
+            lambda past: past.mean_of(torch.from_numpy(personal(past.row_E))),
             likeness_dim=self.spec.likeness_dim, factors=self.frozen.factors, folded=self.frozen.folded,
             taste=self._taste,
         )  # fmt: skip

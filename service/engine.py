@@ -354,7 +354,7 @@ class Engine:
                 hint="The disk or the memory of this machine is at fault; the served version stays.",
             )
         if line.decision == "promoted":
-            self.trainer.crown(saved)
+            self.trainer.crown(self.parent_snapshot)
         return self.parent_snapshot
 
     # 7. Publish, 8. swap

@@ -172,11 +172,11 @@ def _serve(
         state={"trainer": trainer_state, "maxima": [[*tp, at] for tp, at in engine.maxima.items()]},
         resumable=relearn,
     )
-    engine.trainer.crown(trainer_state)
     engine.trainer.floor.clear()
     if relearn:
         engine.go_on_from(manifest, trainer_state)
     snapshot = engine.trainer.snapshot(version=version, state=trainer_state)
+    engine.trainer.crown(snapshot)
     engine.publish(snapshot, latest.offsets, latest.watermark)
     log.info("serving other weights by hand, or to mend Redis", version=version, weights_of=weights_of, reason=reason)
     return version

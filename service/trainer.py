@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from models.beside import during
+from models.beside import Beside, at_once, during
 from models.frozen import Frozen
 from models.heldout import DECAYED, HeldOut
 from models.learner import Learner, LearnReport
@@ -99,8 +99,8 @@ class Trainer:
         self._pooled: list[Pooled] = []
         self._held_out = range(0)
         self.floor = Floor(promotion)
-        self._champion: Frozen | State | None = None
-        """Weights of the version that is served; a learner's state until they are first judged."""
+        self._champion: Frozen | None = None
+        """Weights of the version that is served."""
         self.shadow = Shadow.beside(config, memory)
         """A second configuration that learns the same, None where there is none."""
         self._beside = side_thread()
@@ -127,7 +127,7 @@ class Trainer:
         if champion is not None:
             if champion is not state:
                 trainer.check(champion)
-            trainer.crown(champion)
+            trainer._champion = Frozen(config.model, champion["learner"])
         return trainer
 
     def state_dict(self) -> State:
@@ -254,39 +254,40 @@ class Trainer:
         with torch_threads(attempt.threads):
             upto = attempt.held_out.start
             like = self._like[0] if self._like else None
-            self._learned = None
-            candidate = self._frozen()
 
-            positions = np.asarray(attempt.held_out, np.int64)
-            held_out = HeldOut.of(self.memory.log.view(shared_tail=True), self._config.model.objective, positions)
-            attempt.judged_on = held_out
+            def snapshot(frozen: Frozen, beside: Beside = at_once) -> Snapshot:
+                return Snapshot(frozen, self.memory, version=0, upto=upto, like=like, beside=beside)
 
-            def judged(frozen: Frozen) -> _Judged:
-                snapshot = Snapshot.of(frozen, self.memory, version=0, upto=upto, like=like)
+            served = self._champion
+            with during(self._beside, lambda: None if served is None else snapshot(served)) as served_snapshot:
+                self._learned = None
+                frozen = self._frozen()
+                positions = np.asarray(attempt.held_out, np.int64)
+                held_out = HeldOut.of(self.memory.log.view(shared_tail=True), self._config.model.objective, positions)
+                attempt.judged_on = held_out
+            candidate, champion = snapshot(frozen, self._beside), served_snapshot()
+
+            def judged(snapshot: Snapshot) -> _Judged:
                 return _Judged(snapshot, *held_out.whole_and_learned(snapshot))
 
-            theirs = None
-            if self._champion is None:
+            with during(self._beside, lambda: None if champion is None else judged(champion)) as served_judged:
                 mine = judged(candidate)
-            else:
-                if not isinstance(self._champion, Frozen):
-                    self._champion = Frozen(self._config.model, self._champion, candidate)
-                with during(self._beside, partial(judged, self._champion)) as served:
-                    mine = judged(candidate)
-                theirs = served()
+                popularity, decayed = (
+                    held_out.by_popularity(candidate, half_life) for half_life in (len(HALF_LIVES) - 1, DECAYED)
+                )
+            theirs = served_judged()
             self._like = [*([theirs.snapshot] if theirs else self._like[:1]), mine.snapshot]
-            champion = None if theirs is None else theirs.whole
+            scores = {"candidate": mine.whole, "champion": None if theirs is None else theirs.whole}
             if self.shadow is not None:
-                others = {"candidate": mine.whole, "champion": champion}
-                attempt.shadow = self.shadow.compare(held_out, others, upto)
+                attempt.shadow = self.shadow.compare(held_out, scores, upto)
             learned = None
             if theirs is not None and mine.learned is not None and theirs.learned is not None:
                 learned = mine.learned, theirs.learned
             return Window(
                 candidate=mine.whole,
-                champion=champion,
-                popularity=held_out.by_popularity(mine.snapshot, len(HALF_LIVES) - 1),
-                decayed_popularity=held_out.by_popularity(mine.snapshot, DECAYED),
+                champion=scores["champion"],
+                popularity=popularity,
+                decayed_popularity=decayed,
                 learned=learned,
                 users=held_out.users(mine.snapshot),
             )
@@ -301,7 +302,7 @@ class Trainer:
             served.prepare()
             return served
         like = self._like[-1] if self._like else None
-        snapshot = Snapshot.of(self._frozen(), memory, version=version, like=like)
+        snapshot = Snapshot(self._frozen(), memory, version=version, like=like)
         self._like = [snapshot]
         return snapshot
 
@@ -317,9 +318,9 @@ class Trainer:
         mine = self.snapshot(version=snapshot.version)
         return bool(np.array_equal(mine.check_scores(), snapshot.check_scores()))
 
-    def crown(self, state: State) -> None:
-        """The state of the version that is served from now on."""
-        self._champion = state["learner"]
+    def crown(self, served: Snapshot) -> None:
+        """What is served from now on, which the next candidates have to be no worse than."""
+        self._champion = served.frozen
 
     def with_shadow(self) -> State:
         """Today's state with the shadow's weights, optimizer and scales in place of the learner's own; the shadow goes

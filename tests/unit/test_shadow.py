@@ -86,7 +86,7 @@ def test_with_nothing_otherwise_it_is_the_main_learner(tmp_path: Path) -> None:
         attempt = phase(trainer, number)
         trainer.judge(attempt)
         assert_same(trainer.learner.state_dict(), shadow_state(trainer)["learner"])
-        trainer.crown(trainer.state_dict())
+        trainer.crown(trainer.snapshot(version=1))
     assert attempt.metrics["shadow_score"] > 0
     assert attempt.metrics["shadow_candidate_change"] == 0.0
     assert attempt.metrics["shadow_champion_change"] != 0.0
@@ -98,7 +98,7 @@ def test_a_restored_shadow_goes_on_to_the_same_weights(tmp_path: Path, shadow: S
     whole = Trainer.fresh(config)
     for number in range(2):
         whole.judge(phase(whole, number))
-        whole.crown(whole.state_dict())
+        whole.crown(whole.snapshot(version=1))
     again = Trainer.restore(config, whole.state_dict(), _chunks(whole), whole.state_dict())
     assert_same(whole.state_dict(), again.state_dict())
     attempts = [phase(one, 2) for one in (whole, again)]

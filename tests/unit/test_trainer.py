@@ -119,7 +119,7 @@ def test_a_second_thread_changes_nothing_but_the_time_it_takes(
         verdicts = []
         for one in (both, alone):
             verdicts.append(one.judge(phase(one, number, threads=threads)))
-            one.crown(one.state_dict())
+            one.crown(one.snapshot(version=1))
             one.snapshot(version=number)
         assert repr(verdicts[0]) == repr(verdicts[1])  # NaN is no NaN, and its figures may be
     assert all(torch.equal(value, weights(alone)[name]) for name, value in weights(both).items())
@@ -186,7 +186,7 @@ def _chunks(trainer: Trainer) -> dict[str, list[bytes]]:
 
 
 def test_what_is_learned_is_judged_without_what_is_counted(trainer: Trainer) -> None:
-    trainer.crown(trainer.state_dict())
+    trainer.crown(trainer.snapshot(version=1))
     phase(trainer, 0, events=400)
     attempt = phase(trainer, 1, events=400)
     window = trainer._window(attempt)
