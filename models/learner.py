@@ -153,7 +153,10 @@ class Learner:
                 block_positions = positions[block : block + BLOCK]
                 self.advance(log, int(block_positions[0]))
                 self._refresh(float(log.time[block_positions[0]]), beside)
-                with during(beside, self._counting(log, block_positions)) as counted:
+                with (
+                    during(beside, self._counting(log, block_positions)) as counted,
+                    during(beside, self._calibrating(log, block_positions)) as calibrated,
+                ):
                     for at in range(0, len(block_positions), fresh):
                         new = block_positions[at : at + fresh]
                         old = self._replayed(log, round(len(new) * replay_ratio), before=int(block_positions[0]))
@@ -165,30 +168,31 @@ class Learner:
                             losses.append(self._step(parts, self.steps + len(losses)))
                             replayed += len(parts[0][2]) - parts[0][2].fresh
                         self.advance(log, stop)
-                self.calibration, self.cooccurrence, self.factors = counted()
+                self.calibration, (self.cooccurrence, self.factors) = calibrated(), counted()
         self.steps += len(losses)
         self.averages.settle()
         finite = all(map(math.isfinite, losses)) and self._finite()
         loss = float(np.mean(losses)) if losses else math.nan
         return LearnReport(len(losses), len(positions), replayed, loss, finite)
 
-    def _counting(
-        self, log: LogView, positions: Ints
-    ) -> Callable[[], tuple[Calibration, Cooccurrence, Factors]]:  # fmt: skip
-        """What makes of calibration, co-occurrence and factors what they are after these events; those of now stay as
-        they are. It reads nothing that steps alter, and has random numbers of its own."""
-        with self.averages.in_place():  # the scales are for what is served
-            calibrate = self.objective.calibration_by(log, positions)
+    def _counting(self, log: LogView, positions: Ints) -> Callable[[], tuple[Cooccurrence, Factors]]:
+        """What makes of co-occurrence and factors what they are after these events; those of now stay as they are. It
+        reads no weights, and has random numbers of its own."""
         seed = int(torch.randint(2**62, (1,), generator=self.generator, device=self.device))
 
-        def counted() -> tuple[Calibration, Cooccurrence, Factors]:
-            calibration, generator = calibrate(), torch.Generator(self.device).manual_seed(seed)
+        def counted() -> tuple[Cooccurrence, Factors]:
+            generator = torch.Generator(self.device).manual_seed(seed)
             cooccurrence, factors = copy.copy(self.cooccurrence), copy.copy(self.factors)
             cooccurrence.take(log, positions, generator)
             factors.take(log, positions, cooccurrence.counts, generator)
-            return calibration, cooccurrence, factors
+            return cooccurrence, factors
 
         return counted
+
+    def _calibrating(self, log: LogView, positions: Ints) -> Callable[[], Calibration]:
+        """What makes the calibration after these events, by weights as they are now."""
+        with self.averages.in_place():  # the scales are for what is served
+            return self.objective.calibration_by(log, positions)
 
     def _replayed(self, log: LogView, count: int, *, before: int) -> Ints:
         """Stored events to learn again, their log positions."""
