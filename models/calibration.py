@@ -98,9 +98,20 @@ class Calibration:
         untouched = Untouched(float(appeal / self.scales[POPULARITY_SCALE]), *(1 + share for share in shares))
         return Corrections(tuple(by_count.tolist()), untouched)
 
-    def faded(self, events: int) -> Calibration:
+    def faded(self, events: int, half_life: float = HALF_LIFE) -> Calibration:
         """The same belief, trusted less now that so many events more have passed."""
-        return replace(self, evidence=self.evidence * 0.5 ** (events / HALF_LIFE))
+        return replace(self, evidence=self.evidence * 0.5 ** (events / half_life))
+
+    def of_scales(self, half_life: float) -> Calibration:
+        """The belief about the scales alone, of the evidence of so short a memory; all else has been put on items."""
+        mean, evidence = torch.zeros_like(self.mean), torch.zeros_like(self.evidence)
+        mean[:SCALES] = self.mean[:SCALES]
+        evidence[:SCALES, :SCALES] = self.evidence[:SCALES, :SCALES] * (half_life / HALF_LIFE)
+        return Calibration(mean, evidence)
+
+    def scores(self, terms_TBN: Tensor, length_B: Tensor) -> Tensor:
+        """Scores (B, N) of examples with these terms and buckets of the length of their histories."""
+        return _score(terms_TBN, self.mean[length_B].float(), self.mean[LENGTHS - 1 :].float())[1]
 
     def fitted(
         self,

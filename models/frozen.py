@@ -35,6 +35,8 @@ class Frozen:
         self.values = ValueScale(**state["values"])
         ranks = spec.objective == "ranking" and spec.head == "dot"
         calibration = Calibration.from_state(state["calibration"])
+        self.calibration = calibration if ranks else None
+        """None where none is put on the scores."""
         self.scales = calibration.scales if ranks else neutral_scales()
         self.corrections = calibration.corrections if ranks else AS_LEARNED
         self.popularity = popularity_from(state)

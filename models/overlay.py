@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from models import answers, catalogue
 from models.event_log import EventLog
 from models.features import FeatureTable
-from models.growing import GrowingArray
 from models.histories import Histories
+from models.live_calibration import LiveCalibration, Seen
 from models.memory import EventBatch
 from models.patches import ItemPatches
 from models.popularity import Popularity
@@ -39,7 +39,6 @@ class Overlay:
         self._pending: list[EventBatch] = []
         self._log = EventLog()
         self._users = Vocabulary()
-        self._base_user = GrowingArray(np.int64)
         self._gone_users: set[str] = set()
         self._profiles = FeatureTable(snapshot.spec.user_features)
         self._new_items: dict[str, int] = {}
@@ -50,6 +49,8 @@ class Overlay:
         self._announced: dict[int, float] = {}
         self._popularity: Popularity | None = None
         self._patches = ItemPatches(snapshot)
+        calibration = snapshot.frozen.calibration
+        self._live = None if calibration is None else LiveCalibration(snapshot, calibration)
         self._stale_contents: dict[int, None] = {}
         self._touched_items: list[str] = []
         self._touched_users: list[str] = []
@@ -180,6 +181,11 @@ class Overlay:
         older = old.item[old.of_user(int(base))] if base >= 0 else np.empty(0, np.int32)
         rows = np.unique(np.concatenate((newer, older))).astype(np.int64)
         return np.asarray(rows[rows >= 0])
+
+    @property
+    def recalibrated(self) -> bool:
+        """Whether users are made with scales that were fitted since the snapshot: its own had come to mislead."""
+        return self._live is not None and self._live.scales is not None
 
     @property
     def gone_rows(self) -> list[int]:
@@ -344,9 +350,28 @@ class Overlay:
     def _count(self, positions: range) -> None:
         """Popularity of the items of these events, as of the last of them."""
         log = self._log.view(shared_tail=True)
+        over = None if self._live is None else self._live.see(log, positions, self._patches)
         span = slice(positions.start, positions.stop)
         touched = self._own_popularity().advance(log.item[span], log.weight[span] > 0)
         self._refresh(touched, self._touched_at(touched))
+        if over is not None:
+            self._recalibrate(over)
+
+    def _recalibrate(self, seen: Seen) -> None:
+        """Look at the users of these events as they were just before, and at what they then took."""
+        assert self._live is not None
+        log, at = self._log.view(shared_tail=True), seen.positions
+        ids = [self._users.ids[row] for row in log.user[at].tolist()]
+        local, base = self._find_users([one or "" for one in ids])
+        histories = self._histories(log.before[at], base, log.time[at], at)
+        item_B = log.item[at].astype(np.int64)
+        new = ~(histories.past_BP == item_B[:, None]).any(1) & np.array([one is not None for one in ids])
+        if not new.any():
+            return
+        histories, local, seen = histories.rows(new), local[new], seen.where(new)
+        inputs = self._inputs(histories)
+        learned_BV = self.snapshot.user_matrix(histories, local, learned_alone=True, **inputs)
+        self._live.learn(seen, item_B[new], histories, learned_BV, inputs["readings"])
 
     def _touched_at(self, rows: Ints) -> NDArray[np.float64]:
         """When these rows were last touched since the snapshot, (R,); -inf where they were not. All is counted."""
@@ -386,20 +411,24 @@ class Overlay:
 
     def vectors_of(self, histories: Histories, local: Ints) -> Vectors:
         """Published vectors (B, V) of users with these histories and the features in these rows, -1 for none."""
-        snapshot = self.snapshot
+        scales = None if self._live is None else self._live.scales
         if self._size == 0:
-            return snapshot.user_matrix(histories, local)
+            return self.snapshot.user_matrix(histories, local, scales=scales)
+        return self.snapshot.user_matrix(histories, local, scales=scales, **self._inputs(histories))
+
+    def _inputs(self, histories: Histories) -> dict[str, Any]:
+        """What `Snapshot.user_matrix` makes users of, as it is now."""
+        snapshot = self.snapshot
         rows = np.where(histories.item_BL >= 0, histories.item_BL, 0)
         past = histories.past()
-        return snapshot.user_matrix(
-            histories, local,
-            vectors_BLD=self._patches.read(rows),
-            past_BD=past.mean_of(torch.from_numpy(self._patches.read(past.row_E))),
-            readings=snapshot.readings(histories, self._patches.alike, self._patches.personal),
-            features_BLK=self._patches.features(rows),
-            items_BLV=None if snapshot.scorer.regression is None else self._patches.published(rows),
-            profiles=self._profiles,
-        )  # fmt: skip
+        return {
+            "vectors_BLD": self._patches.read(rows),
+            "past_BD": past.mean_of(torch.from_numpy(self._patches.read(past.row_E))),
+            "readings": snapshot.readings(histories, self._patches.alike, self._patches.personal),
+            "features_BLK": self._patches.features(rows),
+            "items_BLV": None if snapshot.scorer.regression is None else self._patches.published(rows),
+            "profiles": self._profiles,
+        }
 
     def _histories(
         self, tails: Ints, base: Ints, until_B: NDArray[np.float64] | None = None, now_B: Ints | None = None

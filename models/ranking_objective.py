@@ -22,10 +22,9 @@ from models.examples import Examples
 from models.fold_in import FoldIn
 from models.full_softmax import FullSoftmax
 from models.objective import Ints, Objective, Step
-from models.popularity import HALF_LIVES, NEVER_SEEN
 from models.readings import Readings
 from models.sampling import systematic_sample, uniform_negatives
-from models.spec import ModelSpec
+from models.terms import put_terms
 from models.vintage import knots_of, vintages
 
 CALIBRATION_CHUNK = 128
@@ -255,8 +254,8 @@ class Ranking(Objective):
                     likeness_dim=spec.likeness_dim, factors=factors.reading, folded=together.fold_in(), taste=taste,
                 )  # fmt: skip
                 out_TB, out_TBN = terms_TBN[:, part, 0], terms_TBN[:, part, 1:]
-                _put(out_TB, spec, user_BV[part], readings, moment.own_BV, alike_BK[part], moment.own_features_BK)
-                _put(out_TBN, spec, user_BV[part], readings, moment.lead_NV, alike_NK, moment.lead_features_NK)
+                put_terms(out_TB, spec, user_BV[part], readings, moment.own_BV, alike_BK[part], moment.own_features_BK)
+                put_terms(out_TBN, spec, user_BV[part], readings, moment.lead_NV, alike_NK, moment.lead_features_NK)
             return terms_TBN, torch.zeros(len(examples), dtype=torch.int64), allowed_BN, history.length_B
 
         return terms
@@ -287,34 +286,3 @@ class _Moment(NamedTuple):
     own_BV: Tensor
     """… and of each example's target."""
     own_features_BK: Tensor
-
-
-def _put(
-    out: Tensor, spec: ModelSpec, user_BV: Tensor, readings: Readings,
-    item_NV: Tensor, alike_NK: Tensor, features_NK: Tensor,
-) -> None:  # fmt: skip
-    """Fills in the terms of examples beside items: all of them, (T, B, N), or one each, (T, B)."""
-    each = out.ndim == 2
-    pattern = "btv,bv->tb" if each else "btv,nv->tbn"
-    d, user_B1V = spec.dim, user_BV.unsqueeze(1)
-    sizes = [spec.likeness_dim, spec.vintage_dim, spec.cooccurrence_dim, spec.factors_dim]
-    outline, vintage, chosen_by, factor = torch.split(alike_NK, sizes, dim=1)
-    assert readings.taste_BWD is not None
-    pairs = (
-        (user_B1V[:, :, :d], item_NV[:, :d]),
-        (user_B1V[:, :, d : d + 1], item_NV[:, d : d + 1]),
-        (user_B1V[:, :, d + 1 :], item_NV[:, d + 1 :]),
-        (readings.like_BPK, outline),
-        (readings.vintage_BPK, vintage),
-        (readings.together_BK.unsqueeze(1), chosen_by),
-        (readings.folded_BWK, chosen_by),
-        (readings.taste_BWD, item_NV[:, :d]),
-        (readings.factors_BK.unsqueeze(1), factor),
-    )
-    at = 0
-    for mine, theirs in pairs:
-        out[at : at + mine.shape[1]] = torch.einsum(pattern, mine, theirs)
-        at += mine.shape[1]
-    counts_KN = features_NK[:, : len(HALF_LIVES)].T
-    out[at : at + len(HALF_LIVES)] = counts_KN if each else counts_KN.unsqueeze(1)
-    out[-1] = features_NK[:, NEVER_SEEN]

@@ -240,6 +240,7 @@ class Snapshot:
         profiles: FeatureTable | None = None,
         past_BD: torch.Tensor | None = None,
         readings: Readings | None = None,
+        scales: torch.Tensor | None = None,
         learned_alone: bool = False,
     ) -> Vectors:
         """Published vectors (B, V) of users with these histories; the rest is as in this snapshot unless it is
@@ -267,10 +268,10 @@ class Snapshot:
         table = self.user_features if profiles is None else profiles
         published = self.scorer.users(
             torch.from_numpy(vectors_BLD), torch.from_numpy(features_BLK), past_BD, inputs,
-            neutral_scales() if learned_alone else self.scales,
+            neutral_scales() if learned_alone else self.scales if scales is None else scales,
             profiles=catalogue.gather(table, users, "cpu") if self.spec.user_features else None,
             items_BLV=None if items_BLV is None else torch.from_numpy(items_BLV),
-            readings=readings,
+            readings=None if learned_alone else readings,
         )  # fmt: skip
         return np.asarray(published.numpy())
 

@@ -154,6 +154,8 @@ class FastPath:
             log.warning(
                 "redis takes no vectors; learning goes on, and they will be written when it does", error=str(error)
             )
+        if serving is self._live.current:
+            self._metrics.recalibrated.set(float(serving.overlay.recalibrated))
 
     def _measure(self, arrivals: Sequence[Arrival]) -> None:
         if self._live.current is None or self.sink_lost:

@@ -109,6 +109,9 @@ class Metrics:
         self.fast_path_passed_over = self._counter(
             "fast_path_passed_over_total", "Events that bring too many ids to be served before their phase is learned."
         )
+        self.recalibrated = self._gauge(
+            "recalibrated", "1 while tastes have turned so that users are served with scales fitted since the version."
+        )
         self.checkpoint_bytes = self._gauge("checkpoint_bytes", "Bytes that the last checkpoint added to the disk.")
         self.checkpoint_seconds = self._histogram("checkpoint_seconds", "Duration of saving one.", STAGE_BUCKETS_S)
         self.publish_seconds = self._histogram("publish_seconds", "Duration of publishing a version.", STAGE_BUCKETS_S)
