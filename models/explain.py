@@ -178,7 +178,7 @@ def _by_user(
     overlay: Overlay, histories: Histories, local: NDArray[np.int64], user_V: Vectors, item_V: Vectors, score: float
 ) -> dict[str, Any]:
     snapshot = overlay.snapshot
-    anyone_V = snapshot.default_user
+    anyone_V = overlay.vectors_of(Histories.empty(1, snapshot.spec.events_read), np.array([-1]))[0]
     parts: dict[str, Any] = {"anyone": float(_score(overlay, anyone_V[None], item_V)[0])}
     if snapshot.spec.objective == "rating":
         parts["mean"] = float(user_V[-1]) - float(anyone_V[-1])

@@ -2,7 +2,8 @@
 
 Observing only records; vectors are computed when they are asked for, many at once. Only what was touched ever
 changes: a new or re-announced item, the popularity of an item that an event touched (as of that event), the users of
-these events. Not safe for several threads: its owner locks.
+these events; and all users where tastes turn (`models.live_calibration`), which alone depends on how events were
+grouped. Not safe for several threads: its owner locks.
 
 Shape suffixes: B users, N items, R rows, L places of a history, V length of published vectors.
 """
@@ -305,6 +306,9 @@ class Overlay:
 
     def _flush(self) -> None:
         self._flush_events()
+        self._flush_contents()
+
+    def _flush_contents(self) -> None:
         if self._stale_contents:
             rows = np.fromiter(self._stale_contents, np.int64)
             self._stale_contents.clear()
@@ -313,6 +317,7 @@ class Overlay:
     def _flush_events(self) -> None:
         pending, self._pending = self._pending, []
         for batch in pending:
+            self._flush_contents()  # what was taken is looked at as it was when it was
             self._count(self._append(batch))
 
     def _append(self, batch: EventBatch) -> range:
@@ -360,18 +365,20 @@ class Overlay:
     def _recalibrate(self, seen: Seen) -> None:
         """Look at the users of these events as they were just before, and at what they then took."""
         assert self._live is not None
-        log, at = self._log.view(shared_tail=True), seen.positions
-        ids = [self._users.ids[row] for row in log.user[at].tolist()]
-        local, base = self._find_users([one or "" for one in ids])
+        log, gone = self._log.view(shared_tail=True), list(self._gone_items)
+        there = [self._users.ids[row] is not None for row in log.user[seen.positions].tolist()]
+        seen = seen.where(np.array(there) & ~np.isin(log.item[seen.positions], gone))
+        at = seen.positions
+        local, base = self._find_users([str(self._users.ids[row]) for row in log.user[at].tolist()])
         histories = self._histories(log.before[at], base, log.time[at], at)
         item_B = log.item[at].astype(np.int64)
-        new = ~(histories.past_BP == item_B[:, None]).any(1) & np.array([one is not None for one in ids])
+        new = ~(histories.past_BP == item_B[:, None]).any(1)
         if not new.any():
             return
-        histories, local, seen = histories.rows(new), local[new], seen.where(new)
+        histories = histories.rows(new)
         inputs = self._inputs(histories)
-        learned_BV = self.snapshot.user_matrix(histories, local, learned_alone=True, **inputs)
-        self._live.learn(seen, item_B[new], histories, learned_BV, inputs["readings"])
+        learned_BV = self.snapshot.user_matrix(histories, local[new], learned_alone=True, **inputs)
+        self._live.learn(seen.where(new), item_B[new], histories, learned_BV, inputs["readings"], gone=gone)
 
     def _touched_at(self, rows: Ints) -> NDArray[np.float64]:
         """When these rows were last touched since the snapshot, (R,); -inf where they were not. All is counted."""

@@ -42,6 +42,7 @@ class FastPath:
         self._caught_up = threading.Event()
         self._forget: Offsets | None = None
         self._ended = False
+        metrics.recalibrated.set_function(lambda: live.recalibrated)
 
     @property
     def sink_lost(self) -> bool:
@@ -154,8 +155,6 @@ class FastPath:
             log.warning(
                 "redis takes no vectors; learning goes on, and they will be written when it does", error=str(error)
             )
-        if serving is self._live.current:
-            self._metrics.recalibrated.set(float(serving.overlay.recalibrated))
 
     def _measure(self, arrivals: Sequence[Arrival]) -> None:
         if self._live.current is None or self.sink_lost:

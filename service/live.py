@@ -198,6 +198,12 @@ class Live:
         self.current = serving
         self.next = None
 
+    @property
+    def recalibrated(self) -> bool:
+        """Whether users are served with scales that were fitted since the version was made."""
+        current = self.current
+        return current is not None and current.overlay.recalibrated
+
     def recommend(self, user_id: str, *, k: int, include_seen: bool) -> list[dict[str, Any]]:
         """The best `k` items for a user: `[{"item_id", "score", "attributes"}, …]`, best first."""
         with self.lock:

@@ -265,7 +265,7 @@ class Trainer:
                 positions = np.asarray(attempt.held_out, np.int64)
                 held_out = HeldOut.of(self.memory.log.view(shared_tail=True), self._config.model.objective, positions)
                 attempt.judged_on = held_out
-            candidate, champion = snapshot(frozen, self._beside), served_snapshot()
+                candidate, champion = snapshot(frozen, self._beside), served_snapshot()
 
             def judged(snapshot: Snapshot) -> _Judged:
                 return _Judged(snapshot, *held_out.whole_and_learned(snapshot))

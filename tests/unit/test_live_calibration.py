@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,15 +12,17 @@ from benchmarks.contender import Contender
 from benchmarks.prequential import Past
 from benchmarks.stream import Stream
 from models.event_log import EventLog
-from models.live_calibration import EVERY, IN_A_ROW, STRETCH, LiveCalibration
-from models.memory import EventBatch
+from models.learner import Learner
+from models.live_calibration import EVERY, IN_A_ROW, STRETCH, LiveCalibration, Seen
+from models.memory import EventBatch, Memory
 from models.overlay import Overlay
 from models.patches import ItemPatches
 from models.ranking import gain
 from models.scorer import FOLD_IN_SCALES, TASTE_SCALES
-from models.serving import Snapshot
+from models.serving import Snapshot, Vectors
 from service.config import Config
 from streams.simulator import World
+from tests.unit.test_learner import TRAIN, spec_of
 from tests.unit.test_overlay import later, served
 
 LEARNED, AFTER, CHUNK = 6_000, 1_600, 32
@@ -95,12 +97,12 @@ def test_a_term_that_misleads_is_trusted_less(after: After, request: pytest.Fixt
             assert live._live.scales[scales][1:].sum() < after.snapshot.scales[scales][1:].sum()
 
 
-@pytest.mark.parametrize("size", [1, 40, 4 * STRETCH])
-def test_first_stretches_are_looked_at_then_now_and_then_each_event_once(size: int) -> None:
+def looked_at(batch: EventBatch, size: int) -> list[list[int]]:
+    """The positions of each stretch that is looked at, of a stream of which every seventh event is a skip."""
     snapshot, _ = served()
     assert snapshot.frozen.calibration is not None
     live, log, patches = LiveCalibration(snapshot, snapshot.frozen.calibration), EventLog(), ItemPatches(snapshot)
-    batch, looked_at = later(3 * IN_A_ROW * STRETCH), []
+    found = []
     for _ in range(15):
         log.add_user()
     for start in range(0, len(batch), size):
@@ -109,31 +111,81 @@ def test_first_stretches_are_looked_at_then_now_and_then_each_event_once(size: i
             user=np.array([int(one) for one in part.users]),
             item=np.array([int(one) % snapshot.n_items for one in part.items]),
             action=np.zeros(len(part), np.int64),
-            weight=np.where(np.arange(len(part)) % 7 == 6, 0, 1).astype(np.float32),
+            weight=np.where(np.arange(start, start + len(part)) % 7 == 6, 0, 1).astype(np.float32),
             value=part.values,
             time=part.times,
         )
         over = live.see(log.view(shared_tail=True), appended, patches)
         if over is not None:
             assert len(over.positions) == len(over.target_BV)
-            looked_at.append(over.positions)
-    at = np.concatenate(looked_at)
-    assert (np.diff(at) > 0).all()
-    assert (log.view().weight[at] > 0).all()
-    every_fourth = range(0, IN_A_ROW, 4)  # of a batch of four stretches only the first
-    expected = {*(every_fourth if size > STRETCH else range(IN_A_ROW)), *range(IN_A_ROW, 3 * IN_A_ROW, EVERY)}
-    assert set((at // STRETCH).tolist()) == expected
+            found.append(over.positions.tolist())
+    return found
 
 
-def test_an_overlay_that_knows_no_item_looks_at_nothing() -> None:
+@pytest.mark.parametrize("size", [1, 30])
+def test_first_stretches_are_looked_at_whole_then_one_of_eight(size: int) -> None:
+    chosen = [at for at in range(4 * IN_A_ROW * STRETCH) if at % 7 != 6]
+    stretches = [chosen[at : at + STRETCH] for at in range(0, len(chosen), STRETCH)]
+    found = looked_at(later(4 * IN_A_ROW * STRETCH), size)
+    assert found[:IN_A_ROW] == stretches[:IN_A_ROW]
+    first = [chosen.index(at[0]) // STRETCH for at in found[IN_A_ROW:]]
+    assert first == list(range(IN_A_ROW + EVERY - 1, len(stretches) - 1, EVERY))
+
+
+def test_of_large_polls_the_first_stretch_is_looked_at() -> None:
+    found = looked_at(later(16 * 300), 300)
+    assert [at[0] // 300 for at in found[:IN_A_ROW]] == list(range(IN_A_ROW))
+    assert all(len(at) == STRETCH for at in found)
+
+
+def test_items_that_came_with_their_first_event_are_looked_at_as_they_are_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     snapshot, _ = served()
+    seen: list[Vectors] = []
+    learn = LiveCalibration.learn
+
+    def spy(self: LiveCalibration, of: Seen, *args: Any, **kwargs: Any) -> None:
+        seen.append(of.target_BV)
+        learn(self, of, *args, **kwargs)
+
+    monkeypatch.setattr(LiveCalibration, "learn", spy)
     overlay = Overlay(snapshot)
-    many = later(3 * STRETCH)
-    strangers = EventBatch(
-        [f"stranger {one}" for one in many.users], [f"thing {one}" for one in many.items], many.actions, many.values,
-        many.times,
-    )  # fmt: skip
-    overlay.observe(strangers)
-    overlay.observe(later())
+    overlay.announce("new", 300.0, {"text": np.ones(5, np.float32)})
+    before = Overlay(snapshot)
+    before.announce("new", 300.0, {"text": np.ones(5, np.float32)})
+    many = [f"stranger {number}" for number in range(STRETCH)]
+    overlay.observe(
+        EventBatch(many, ["new"] * STRETCH, ["view"] * STRETCH, np.ones(STRETCH, np.float32), np.full(STRETCH, 301.0))
+    )
+    overlay.user_vectors([many[0]])
+    np.testing.assert_array_equal(seen[0], np.repeat(before.item_vectors(["new"]), STRETCH, axis=0))
+
+
+def test_what_is_forgotten_before_a_stretch_is_over_is_left_out() -> None:
+    overlay = Overlay(served()[0])
+    overlay.observe(later(STRETCH // 2))
+    overlay.user_vectors(["1"])
+    overlay.forget_item(later().items[0])
+    overlay.forget_user(later().users[1])
+    overlay.observe(later(2 * STRETCH, seed=6))
+    assert np.isfinite(overlay.user_vectors(overlay.touched_users())).all()
+    assert not overlay.recalibrated
+
+
+@pytest.mark.parametrize("changes", [{"objective": "rating"}, {"objective": "click"}, {"head": "mlp"}])
+def test_where_no_scales_are_fitted_none_are_fitted_on_the_fly(changes: dict[str, str]) -> None:
+    overlay = Overlay(served(**changes)[0])
+    overlay.observe(later(2 * STRETCH))
+    assert overlay._live is None
+    assert np.isfinite(overlay.user_vectors(overlay.touched_users())).all()
+
+
+def test_an_empty_catalogue_has_nothing_to_rank() -> None:
+    memory = Memory(spec_of(), {})
+    overlay = Overlay(
+        Snapshot.build(memory.spec, Learner(memory.spec, TRAIN, memory, 1).state_dict(), memory, version=0)
+    )
+    overlay.observe(later(2 * STRETCH))
     assert np.isfinite(overlay.user_vectors(overlay.touched_users())).all()
     assert not overlay.recalibrated
