@@ -26,7 +26,7 @@ from models.histories import Histories
 from models.patches import ItemPatches
 from models.ranking import gain
 from models.readings import Readings
-from models.sampling import systematic_sample
+from models.sampling import sampled_candidates
 from models.serving import Snapshot
 from models.terms import put_terms
 
@@ -184,7 +184,5 @@ def _candidates(snapshot: Snapshot) -> tuple[Ints, Tensor]:
     there_N = torch.from_numpy(np.isfinite(snapshot.announced))
     recent_N = torch.zeros(len(there_N), dtype=torch.float64)
     recent_N[: len(snapshot.frozen.recent_M)] = snapshot.frozen.recent_M
-    recent_N *= there_N
-    weight_N = there_N / there_N.sum().clamp(min=1) + recent_N / recent_N.sum().clamp(min=1e-9)
-    rows, chance_N = systematic_sample(weight_N, CANDIDATES, torch.Generator().manual_seed(0))
+    rows, chance_N = sampled_candidates(there_N, recent_N, CANDIDATES, torch.Generator().manual_seed(0))
     return rows.numpy(), (1 / chance_N).float()

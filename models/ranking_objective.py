@@ -23,7 +23,7 @@ from models.fold_in import FoldIn
 from models.full_softmax import FullSoftmax
 from models.objective import Ints, Objective, Step
 from models.readings import Readings
-from models.sampling import systematic_sample, uniform_negatives
+from models.sampling import sampled_candidates, uniform_negatives
 from models.terms import put_terms
 from models.vintage import knots_of, vintages
 
@@ -179,9 +179,7 @@ class Ranking(Objective):
         if items <= CALIBRATION_SAMPLE:
             return torch.arange(items, device=learner.device), torch.ones(items, device=learner.device)
         there_N = torch.from_numpy(np.isfinite(learner.memory.announced)).to(learner.device)
-        recent_N = learner.cooccurrence.recent * there_N
-        weight_N = there_N / there_N.sum() + recent_N / recent_N.sum().clamp(min=1e-9)
-        return systematic_sample(weight_N, CALIBRATION_SAMPLE, learner.generator)
+        return sampled_candidates(there_N, learner.cooccurrence.recent, CALIBRATION_SAMPLE, learner.generator)
 
     def _moments(self, log: LogView, examples: Examples) -> Iterator[slice]:
         """The examples a chunk at a time, popularity being as of the first of each."""

@@ -47,6 +47,16 @@ def systematic_sample(weight_N: Tensor, size: int, generator: torch.Generator) -
     return there_R[drawn], chance_R[drawn]
 
 
+def sampled_candidates(
+    there_N: Tensor, recent_N: Tensor, size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Items to rank others among: as `systematic_sample`, half of them uniformly of those that are there (N,), half by
+    how often they were chosen lately (N,)."""
+    recent_N = recent_N * there_N
+    weight_N = there_N / there_N.sum().clamp(min=1) + recent_N / recent_N.sum().clamp(min=1e-9)
+    return systematic_sample(weight_N, size, generator)
+
+
 def replay_positions(
     n_events: int, count: int, half_life: float, generator: torch.Generator, *, exclude_from: int | None = None
 ) -> NDArray[np.int64]:
