@@ -21,11 +21,12 @@ from models import answers, catalogue
 from models.event_log import EventLog
 from models.features import FeatureTable
 from models.histories import Histories
-from models.live_calibration import LiveCalibration, Seen
+from models.live_calibration import LiveCalibration
 from models.memory import EventBatch
 from models.patches import ItemPatches
 from models.popularity import Popularity
 from models.serving import Snapshot
+from models.stretches import Stretch
 from models.vocabulary import Vocabulary
 
 Ints = NDArray[np.int64]
@@ -362,13 +363,13 @@ class Overlay:
         if over is not None:
             self._recalibrate(over)
 
-    def _recalibrate(self, seen: Seen) -> None:
+    def _recalibrate(self, stretch: Stretch) -> None:
         """Look at the users of these events as they were just before, and at what they then took."""
         assert self._live is not None
         log, gone = self._log.view(shared_tail=True), list(self._gone_items)
-        there = [self._users.ids[row] is not None for row in log.user[seen.positions].tolist()]
-        seen = seen.where(np.array(there) & ~np.isin(log.item[seen.positions], gone))
-        at = seen.positions
+        there = [self._users.ids[row] is not None for row in log.user[stretch.positions].tolist()]
+        stretch = stretch.where(np.array(there) & ~np.isin(log.item[stretch.positions], gone))
+        at = stretch.positions
         local, base = self._find_users([str(self._users.ids[row]) for row in log.user[at].tolist()])
         histories = self._histories(log.before[at], base, log.time[at], at)
         item_B = log.item[at].astype(np.int64)
@@ -378,7 +379,7 @@ class Overlay:
         histories = histories.rows(new)
         inputs = self._inputs(histories)
         learned_BV = self.snapshot.user_matrix(histories, local[new], learned_alone=True, **inputs)
-        self._live.learn(seen.where(new), item_B[new], histories, learned_BV, inputs["readings"], gone=gone)
+        self._live.learn(stretch.where(new), item_B[new], histories, learned_BV, inputs["readings"], gone=gone)
 
     def _touched_at(self, rows: Ints) -> NDArray[np.float64]:
         """When these rows were last touched since the snapshot, (R,); -inf where they were not. All is counted."""

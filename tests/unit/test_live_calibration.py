@@ -13,13 +13,14 @@ from benchmarks.prequential import Past
 from benchmarks.stream import Stream
 from models.event_log import EventLog
 from models.learner import Learner
-from models.live_calibration import EVERY, IN_A_ROW, STRETCH, LiveCalibration, Seen
+from models.live_calibration import AMISS, CERTAIN, Comparison, LiveCalibration
 from models.memory import EventBatch, Memory
 from models.overlay import Overlay
 from models.patches import ItemPatches
 from models.ranking import gain
 from models.scorer import FOLD_IN_SCALES, TASTE_SCALES
 from models.serving import Snapshot, Vectors
+from models.stretches import EVERY, STRETCH, Stretch, Stretches
 from service.config import Config
 from streams.simulator import World
 from tests.unit.test_learner import TRAIN, spec_of
@@ -97,11 +98,10 @@ def test_a_term_that_misleads_is_trusted_less(after: After, request: pytest.Fixt
             assert live._live.scales[scales][1:].sum() < after.snapshot.scales[scales][1:].sum()
 
 
-def looked_at(batch: EventBatch, size: int) -> list[list[int]]:
+def looked_at(batch: EventBatch, size: int, *, amiss: bool) -> list[list[int]]:
     """The positions of each stretch that is looked at, of a stream of which every seventh event is a skip."""
     snapshot, _ = served()
-    assert snapshot.frozen.calibration is not None
-    live, log, patches = LiveCalibration(snapshot, snapshot.frozen.calibration), EventLog(), ItemPatches(snapshot)
+    stretches, log, patches = Stretches(snapshot), EventLog(), ItemPatches(snapshot)
     found = []
     for _ in range(15):
         log.add_user()
@@ -115,27 +115,68 @@ def looked_at(batch: EventBatch, size: int) -> list[list[int]]:
             value=part.values,
             time=part.times,
         )
-        over = live.see(log.view(shared_tail=True), appended, patches)
+        over = stretches.see(log.view(shared_tail=True), appended, patches)
         if over is not None:
             assert len(over.positions) == len(over.target_BV)
             found.append(over.positions.tolist())
+            if amiss:
+                stretches.look_on()
     return found
 
 
 @pytest.mark.parametrize("size", [1, 30])
-def test_first_stretches_are_looked_at_whole_then_one_of_eight(size: int) -> None:
-    chosen = [at for at in range(4 * IN_A_ROW * STRETCH) if at % 7 != 6]
+def test_one_stretch_of_eight_is_looked_at(size: int) -> None:
+    chosen = [at for at in range(32 * STRETCH) if at % 7 != 6]
+    found = looked_at(later(32 * STRETCH), size, amiss=False)
+    assert found == [chosen[at : at + STRETCH] for at in range(0, len(chosen), EVERY * STRETCH)]
+
+
+@pytest.mark.parametrize("size", [1, 30])
+def test_while_something_is_amiss_one_stretch_after_another_is_looked_at(size: int) -> None:
+    chosen = [at for at in range(16 * STRETCH) if at % 7 != 6]
+    found = looked_at(later(16 * STRETCH), size, amiss=True)
     stretches = [chosen[at : at + STRETCH] for at in range(0, len(chosen), STRETCH)]
-    found = looked_at(later(4 * IN_A_ROW * STRETCH), size)
-    assert found[:IN_A_ROW] == stretches[:IN_A_ROW]
-    first = [chosen.index(at[0]) // STRETCH for at in found[IN_A_ROW:]]
-    assert first == list(range(IN_A_ROW + EVERY - 1, len(stretches) - 1, EVERY))
+    assert found == stretches[: len(found)]
+    assert len(found) >= len(stretches) - 1
 
 
-def test_of_large_polls_the_first_stretch_is_looked_at() -> None:
-    found = looked_at(later(16 * 300), 300)
-    assert [at[0] // 300 for at in found[:IN_A_ROW]] == list(range(IN_A_ROW))
+def test_of_large_polls_one_stretch_is_looked_at() -> None:
+    found = looked_at(later(16 * 300), 300, amiss=True)
+    assert [at[0] // 300 for at in found] == list(range(16))
     assert all(len(at) == STRETCH for at in found)
+
+
+def test_the_first_stretch_is_amiss_for_there_is_nothing_to_compare_it_with() -> None:
+    comparison = Comparison()
+    comparison.add(np.ones(STRETCH), np.ones(STRETCH))
+    assert comparison.amiss
+    comparison.add(np.ones(STRETCH), np.ones(STRETCH))
+    assert not comparison.amiss
+
+
+def test_a_stretch_that_is_much_worse_than_those_before_is_amiss() -> None:
+    rng = np.random.default_rng(0)
+    comparison = Comparison()
+    for _ in range(20):
+        gains_B = rng.random(STRETCH)
+        comparison.add(gains_B, gains_B)
+    error = (1 / 12 / STRETCH) ** 0.5
+    for worse, amiss in ((0.5 * AMISS * error, False), (2 * AMISS * error, True)):
+        gains_B = np.linspace(0, 1, STRETCH) - worse
+        comparison.add(gains_B, gains_B)
+        assert comparison.amiss == amiss
+
+
+def test_scales_on_the_fly_are_served_from_when_that_is_certain_until_they_are_no_better() -> None:
+    comparison = Comparison()
+    few_B, many_B = (np.where(np.arange(STRETCH) <= count, 1.0, 0.0) for count in (int(AMISS**2), int(CERTAIN**2)))
+    comparison.add(np.zeros(STRETCH), few_B)
+    assert (comparison.amiss, comparison.moved) == (True, False)
+    moved = []
+    for share in (0.0, 0.3, 1.0, 1.0):  # of the gains, by the scales served at first
+        comparison.add(share * many_B, (1 - share) * many_B)
+        moved.append(comparison.moved)
+    assert moved == [True, True, True, False]
 
 
 def test_items_that_came_with_their_first_event_are_looked_at_as_they_are_served(
@@ -145,7 +186,7 @@ def test_items_that_came_with_their_first_event_are_looked_at_as_they_are_served
     seen: list[Vectors] = []
     learn = LiveCalibration.learn
 
-    def spy(self: LiveCalibration, of: Seen, *args: Any, **kwargs: Any) -> None:
+    def spy(self: LiveCalibration, of: Stretch, *args: Any, **kwargs: Any) -> None:
         seen.append(of.target_BV)
         learn(self, of, *args, **kwargs)
 
