@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models import answers, catalogue
+from models import answers
 from models.event_log import EventLog
 from models.features import FeatureTable
 from models.histories import Histories
 from models.live_calibration import LiveCalibration
 from models.memory import EventBatch
-from models.patches import ItemPatches
+from models.overlay_items import OverlayItems
 from models.popularity import Popularity
 from models.serving import Snapshot
 from models.stretches import Stretch
@@ -43,17 +43,9 @@ class Overlay:
         self._users = Vocabulary()
         self._gone_users: set[str] = set()
         self._profiles = FeatureTable(snapshot.spec.user_features)
-        self._new_items: dict[str, int] = {}
-        self._item_ids: list[str] = []
-        self._gone_items = {row for row, one in enumerate(snapshot.items.ids[: snapshot.n_items]) if one is None}
-        self._contents = FeatureTable(snapshot.spec.modalities, snapshot.spec.frames)
-        self._attributes: dict[int, dict[str, Any]] = {}
-        self._announced: dict[int, float] = {}
-        self._popularity: Popularity | None = None
-        self._patches = ItemPatches(snapshot)
+        self._items = OverlayItems(snapshot, self._log)
         calibration = snapshot.frozen.calibration
         self._live = None if calibration is None else LiveCalibration(snapshot, calibration)
-        self._stale_contents: dict[int, None] = {}
         self._touched_items: list[str] = []
         self._touched_users: list[str] = []
 
@@ -70,11 +62,7 @@ class Overlay:
         self, item_id: str, time: float, features: Mapping[str, Vectors], attributes: Mapping[str, Any] | None = None
     ) -> None:
         """An item is new, or has new content; nothing is computed."""
-        row = self._item_row(item_id)
-        self._contents.put(row, features)
-        self._attributes[row] = dict(attributes or {})
-        self._announced[row] = min(self._when_announced(row), time)
-        self._stale_contents[row] = None
+        self._items.announce(item_id, time, features, attributes)
         self._touched_items.append(item_id)
 
     def enrol(self, user_id: str, time: float, features: Mapping[str, Vectors]) -> None:  # noqa: ARG002
@@ -85,10 +73,7 @@ class Overlay:
     def forget_item(self, item_id: str) -> None:
         """An item is gone: from the candidates and from all histories."""
         self._flush_events()
-        row = self._find_item(item_id)
-        if row >= 0:
-            self._gone_items.add(row)
-            self._new_items.pop(item_id, None)
+        self._items.forget(item_id)
 
     def forget_user(self, user_id: str) -> None:
         """A user is gone; should they come back, they are somebody new."""
@@ -104,25 +89,21 @@ class Overlay:
     def all_item_ids(self) -> list[str | None]:
         """Id of each item row, the order of `scores`; None where it is gone."""
         self._flush()
-        snapshot = self.snapshot
-        ids = [*snapshot.items.ids[: snapshot.n_items], *self._item_ids]
-        for row in self._gone_items:
-            ids[row] = None
-        return ids
+        return self._items.ids
 
     def item_index(self, item_id: str) -> int | None:
         """Row of an item in `scores`, None where it is unknown or gone."""
         self._flush()
-        row = self._find_item(item_id)
+        row = self._items.find(item_id)
         return None if row < 0 else row
 
     def item_vectors(self, ids: Sequence[str]) -> Vectors:
         """Published vectors (R, V). Raises `KeyError` for an id that is unknown or gone."""
         self._flush()
-        rows = np.array([self._find_item(one) for one in ids], np.int64)
+        rows = np.array([self._items.find(one) for one in ids], np.int64)
         if (rows < 0).any():
             raise KeyError(f"Item {ids[int(np.argmin(rows))]!r} is unknown or deleted; announce it first.")
-        return self._patches.published(rows)
+        return self._items.patches.published(rows)
 
     def user_vectors(self, ids: Sequence[str]) -> Vectors:
         """Published vectors (B, V); of anyone unknown, the default user's."""
@@ -154,12 +135,12 @@ class Overlay:
         """Scores (B, N) of all item rows for published user vectors."""
         self._flush()
         snapshot = self.snapshot
-        out = np.empty((len(users_BV), self._size), np.float32)
+        out = np.empty((len(users_BV), len(self._items)), np.float32)
         out[:, : snapshot.n_items] = snapshot.scores(users_BV, snapshot.vectors_NV)
-        if len(self._patches.rows):
-            out[:, self._patches.rows] = snapshot.scores(users_BV, self._patches.patched_vectors)
-        if self._gone_items:
-            out[:, list(self._gone_items)] = -np.inf
+        if len(self._items.patches.rows):
+            out[:, self._items.patches.rows] = snapshot.scores(users_BV, self._items.patches.patched_vectors)
+        if self._items.gone:
+            out[:, list(self._items.gone)] = -np.inf
         return out
 
     def touched_items(self, mark: int = 0) -> list[str]:
@@ -192,29 +173,28 @@ class Overlay:
     @property
     def gone_rows(self) -> list[int]:
         """Item rows whose id was forgotten."""
-        return sorted(self._gone_items)
+        return sorted(self._items.gone)
 
     def published_vectors(self) -> Vectors:
         """Published vectors (N, V) of all item rows, as of now; a copy."""
         self._flush()
-        return self._patches.published(np.arange(self._size))
+        return self._items.patches.published(np.arange(len(self._items)))
 
     def personal_vectors(self) -> Vectors:
         """Personal parts (N, D) of all item rows."""
         self._flush()
-        return self._patches.personal(np.arange(self._size))
+        return self._items.patches.personal(np.arange(len(self._items)))
 
     def content_of(self, row: int) -> tuple[dict[str, Vectors], Vectors]:
         """What an item's personal part is made of: its features by modality, and its own residual (D,)."""
         snapshot = self.snapshot
         own_D = snapshot.residual[row] if row < snapshot.n_items else np.zeros(snapshot.d, np.float32)
-        table = self._contents if row in self._attributes else snapshot.item_features
-        return table.get(row), own_D
+        return self._items.content(row), own_D
 
     def popularity_of(self, row: int) -> Vectors:
         """Popularity features (K,) of an item row, as of now."""
         self._flush()
-        return np.asarray(self._patches.features(np.array([row]))[0])
+        return np.asarray(self._items.patches.features(np.array([row]))[0])
 
     def knows_user(self, user_id: str) -> bool:
         """Whether a user has done anything or has features; everyone else is as the default user."""
@@ -241,41 +221,19 @@ class Overlay:
 
     def attributes(self, item_id: str) -> dict[str, Any]:
         """What was announced with an item; empty where nothing was."""
-        row = self._find_item(item_id)
-        return self._attributes.get(row, self.snapshot.attributes(item_id)) if row >= 0 else {}
+        return self._items.attributes(item_id)
 
     def announced(self) -> NDArray[np.float64]:
         """When each item row was announced or first mentioned, (N,)."""
         self._flush()
-        times = np.concatenate((self.snapshot.announced, np.full(len(self._item_ids), np.inf)))
-        for row, time in self._announced.items():
-            times[row] = time
-        return times
+        return self._items.announced()
 
     def counts(self) -> Popularity:
         """Popularity as of now; rows beyond the items are nobody's."""
         self._flush()
-        return self._own_popularity()
+        return self._items.popularity
 
     # -- rows
-
-    @property
-    def _size(self) -> int:
-        return self.snapshot.n_items + len(self._item_ids)
-
-    def _find_item(self, item_id: str) -> int:
-        row = self._new_items.get(item_id, -1)
-        if row < 0:
-            row = self.snapshot.item_row(item_id)
-        return -1 if row in self._gone_items else row
-
-    def _item_row(self, item_id: str) -> int:
-        row = self._find_item(item_id)
-        if row < 0:
-            row = self._new_items[item_id] = self._size
-            self._item_ids.append(item_id)
-            self._patches.add_row()
-        return row
 
     def _find_users(self, ids: Sequence[str]) -> tuple[Ints, Ints]:
         """Own rows and the snapshot's rows of users, -1 where there is none."""
@@ -299,38 +257,24 @@ class Overlay:
             self._profiles.put(row, self.snapshot.user_features.get(base) if base >= 0 else {})
         return row
 
-    def _when_announced(self, row: int) -> float:
-        known = row < self.snapshot.n_items
-        return self._announced.get(row, float(self.snapshot.announced[row]) if known else np.inf)
-
     # -- from events to vectors
 
     def _flush(self) -> None:
         self._flush_events()
-        self._flush_contents()
-
-    def _flush_contents(self) -> None:
-        if self._stale_contents:
-            rows = np.fromiter(self._stale_contents, np.int64)
-            self._stale_contents.clear()
-            self._encode(rows)
+        self._items.encode()
 
     def _flush_events(self) -> None:
         pending, self._pending = self._pending, []
         for batch in pending:
-            self._flush_contents()  # what was taken is looked at as it was when it was
+            # what was taken is looked at as it was when it was
+            self._items.encode()
             self._count(self._append(batch))
 
     def _append(self, batch: EventBatch) -> range:
         snapshot = self.snapshot
         user = np.array([self._user_row(one) for one in batch.users], np.int64)
-        item = np.array([self._item_row(one) for one in batch.items], np.int64)
-        earlier = {}
-        for row, time in zip(item.tolist(), batch.times.tolist(), strict=True):
-            if row >= snapshot.n_items and time < self._when_announced(row):
-                self._announced[row] = earlier[row] = time
-        if earlier:
-            self._meet(earlier, float(batch.times.max()))
+        item = np.array([self._items.row(one) for one in batch.items], np.int64)
+        self._items.meet(item, batch.times)
         rows = (snapshot.actions.row(one) for one in batch.actions)
         action = np.array([0 if row is None else row for row in rows], np.int64)
         default = snapshot.weights.get("default", 1.0)
@@ -339,34 +283,18 @@ class Overlay:
             user=user, item=item, action=action, weight=weight, value=batch.values, time=batch.times
         )  # fmt: skip
 
-    def _meet(self, earlier: Mapping[int, float], now: float) -> None:
-        """New items were met before anybody told of them, or before the time that was told: since then they are
-        there."""
-        snapshot = self.snapshot
-        self._stale_contents.update(dict.fromkeys(row for row in earlier if row in self._attributes))
-        times = {row: time for row, time in earlier.items() if row not in self._attributes}
-        rows, announced = np.fromiter(times, np.int64), np.fromiter(times.values(), np.float64)
-        if len(rows):
-            contents, likeness = (
-                np.zeros((len(rows), size), np.float32) for size in (snapshot.d, snapshot.spec.likeness_dim)
-            )
-            self._patches.set_content(rows, contents, snapshot.told(likeness, announced))
-            self._refresh(rows, np.full(len(rows), now))
-
     def _count(self, positions: range) -> None:
         """Popularity of the items of these events, as of the last of them."""
         log = self._log.view(shared_tail=True)
-        over = None if self._live is None else self._live.see(log, positions, self._patches)
-        span = slice(positions.start, positions.stop)
-        touched = self._own_popularity().advance(log.item[span], log.weight[span] > 0)
-        self._refresh(touched, self._touched_at(touched))
+        over = None if self._live is None else self._live.see(log, positions, self._items.patches)
+        self._items.count(positions)
         if over is not None:
             self._recalibrate(over)
 
     def _recalibrate(self, stretch: Stretch) -> None:
         """Look at the users of these events as they were just before, and at what they then took."""
         assert self._live is not None
-        log, gone = self._log.view(shared_tail=True), list(self._gone_items)
+        log, gone = self._log.view(shared_tail=True), list(self._items.gone)
         there = [self._users.ids[row] is not None for row in log.user[stretch.positions].tolist()]
         stretch = stretch.where(np.array(there) & ~np.isin(log.item[stretch.positions], gone))
         at = stretch.positions
@@ -381,46 +309,10 @@ class Overlay:
         learned_BV = self.snapshot.user_matrix(histories, local[new], learned_alone=True, **inputs)
         self._live.learn(stretch.where(new), item_B[new], histories, learned_BV, inputs["readings"], gone=gone)
 
-    def _touched_at(self, rows: Ints) -> NDArray[np.float64]:
-        """When these rows were last touched since the snapshot, (R,); -inf where they were not. All is counted."""
-        popularity, log = self._own_popularity(), self._log.view(shared_tail=True)
-        position = popularity.last[rows] - (popularity.position - len(log))
-        time_R = np.full(len(rows), -np.inf)
-        time_R[position >= 0] = log.time[position[position >= 0]]
-        return time_R
-
-    def _own_popularity(self) -> Popularity:
-        if self._popularity is None:
-            self._popularity = self.snapshot.popularity.copy()
-        if len(self._popularity) < self._size:
-            self._popularity.grow(self._size + self._size // 8)
-        return self._popularity
-
-    def _encode(self, rows: Ints) -> None:
-        """New contents of these rows."""
-        snapshot = self.snapshot
-        contents, likeness = (
-            make(snapshot.scorer, self._contents, rows, "cpu").numpy()
-            for make in (catalogue.encode, catalogue.likeness)
-        )
-        announced = np.array([self._announced[row] for row in rows.tolist()])
-        self._patches.set_content(rows, contents, snapshot.told(likeness, announced))
-        untouched = np.maximum(announced, -np.inf if snapshot.event_time is None else snapshot.event_time)
-        touched = self._touched_at(rows)
-        self._refresh(rows, np.where(np.isfinite(touched), touched, untouched))
-
-    def _refresh(self, rows: Ints, now: NDArray[np.float64]) -> None:
-        """Popularity features and published vectors of these rows, as of right after their last events at `now`
-        (R,)."""
-        if len(rows) == 0:
-            return
-        age_s = now - np.array([self._when_announced(row) for row in rows.tolist()])
-        self._patches.set_features(rows, self._own_popularity().features(rows, age_s, as_of_touch=True))
-
     def vectors_of(self, histories: Histories, local: Ints) -> Vectors:
         """Published vectors (B, V) of users with these histories and the features in these rows, -1 for none."""
         scales = None if self._live is None else self._live.scales
-        if self._size == 0:
+        if len(self._items) == 0:
             return self.snapshot.user_matrix(histories, local, scales=scales)
         return self.snapshot.user_matrix(histories, local, scales=scales, **self._inputs(histories))
 
@@ -430,11 +322,11 @@ class Overlay:
         rows = np.where(histories.item_BL >= 0, histories.item_BL, 0)
         past = histories.past()
         return {
-            "vectors_BLD": self._patches.read(rows),
-            "past_BD": past.mean_of(torch.from_numpy(self._patches.read(past.row_E))),
-            "readings": snapshot.readings(histories, self._patches.alike, self._patches.personal),
-            "features_BLK": self._patches.features(rows),
-            "items_BLV": None if snapshot.scorer.regression is None else self._patches.published(rows),
+            "vectors_BLD": self._items.patches.read(rows),
+            "past_BD": past.mean_of(torch.from_numpy(self._items.patches.read(past.row_E))),
+            "readings": snapshot.readings(histories, self._items.patches.alike, self._items.patches.personal),
+            "features_BLK": self._items.patches.features(rows),
+            "items_BLV": None if snapshot.scorer.regression is None else self._items.patches.published(rows),
             "profiles": self._profiles,
         }
 
@@ -449,8 +341,8 @@ class Overlay:
         now_B = np.full(len(tails), len(self._log)) if now_B is None else now_B
         newer = Histories.from_log(self._log.view(shared_tail=True), tails, length, until_B=until_B, now_B=now_B)
         histories = newer.followed_by(self.snapshot.histories(base, until_B), now_B)
-        if self._gone_items:
-            gone = np.isin(histories.item_BL, list(self._gone_items))
+        if self._items.gone:
+            gone = np.isin(histories.item_BL, list(self._items.gone))
             histories.item_BL = np.where(gone, -1, histories.item_BL)
-            histories.past_BP = np.where(np.isin(histories.past_BP, list(self._gone_items)), -1, histories.past_BP)
+            histories.past_BP = np.where(np.isin(histories.past_BP, list(self._items.gone)), -1, histories.past_BP)
         return histories
