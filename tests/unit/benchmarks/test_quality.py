@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,3 +177,42 @@ def test_an_unknown_line_is_refused_with_the_known_ones(folder: Path) -> None:
     result = run_cli(str(folder), "--only", "popularty")
     assert result.exit_code == 2
     assert "popularity" in result.output
+
+
+def group(leader: int) -> set[int]:
+    """The processes of a process group that have not ended."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == leader and state != "Z":
+                found.add(int(path.parent.name))
+    return found
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes as Linux shows them")
+def test_who_is_killed_leaves_nobody_behind() -> None:
+    code = """
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
+from benchmarks.quality import _begin
+with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), _begin, (None,) * 3) as pool:
+    list(pool.map(time.sleep, [600, 600]))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    try:
+        wait_until(lambda: len(group(process.pid)) >= 4)
+        process.kill()
+        process.wait()
+        wait_until(lambda: not group(process.pid))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
