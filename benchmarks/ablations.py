@@ -22,7 +22,7 @@ from models.cooccurrence import Cooccurrence
 from models.factors import Factors
 from models.item_tables import RowTable
 from models.memory import EventBatch
-from models.popularity import FEATURES, Popularity
+from models.popularity import FEATURES, NEWNESS, Popularity
 from service.config import Config
 
 Make = Callable[..., Contender]
@@ -92,7 +92,14 @@ def _no_popularity() -> Iterator[None]:
     def features(_: Popularity, item_B: NDArray[np.int64], *__: Any, **___: Any) -> NDArray[np.float32]:
         return np.zeros((len(item_B), FEATURES), np.float32)
 
-    with patch.object(Popularity, "features", features), patch.object(Popularity, "never_seen", features):
+    def newness(_: Popularity, item_B: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.zeros((len(item_B), NEWNESS.stop), np.float32)
+
+    with (
+        patch.object(Popularity, "features", features),
+        patch.object(Popularity, "never_seen", features),
+        patch.object(Popularity, "newness", newness),
+    ):
         yield
 
 

@@ -1,4 +1,4 @@
-"""How much each term of the score is to be trusted, what counts at each half-life add, and untouched items as a whole.
+"""How much each term of the score is to be trusted, what newness and counts at each half-life add, and untouched items.
 
 All of it is learned from events that the weights have not learned from yet.
 
@@ -7,9 +7,9 @@ phase to phase: each phase's softmax likelihood is maximised with that belief as
 Fisher scoring), and the belief fades by a half-life in events.
 
 Shape suffixes: B examples, N candidates, T terms of each example (personal, bias, popularity, likeness and vintage at
-each pace, co-occurrence, the fold-in on it by windows of age, that on learned vectors, factors, log counts at each
-half-life, and 1 for an untouched item), S scales, C coefficients: the scales, then those of log counts, then what
-untouched items get.
+each pace, co-occurrence, the fold-in on it by windows of age, that on learned vectors, factors, newness and log counts
+at each half-life, and 1 for an untouched item), S scales, C coefficients: the scales, then those of newness and of log
+counts, then what untouched items get.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from models.histories import LENGTHS
-from models.popularity import HALF_LIVES
+from models.popularity import HALF_LIVES, NEWNESS_HALF_LIVES, WEIGHED
 from models.scorer import (
     LIKENESS_SCALES,
     POPULARITY_SCALE,
@@ -39,23 +39,25 @@ PRIOR = 5.0
 FLOOR, CEILING = 0.02, 10.0
 """Bounds of the scales."""
 MOST_UNTOUCHED = 8.0
-"""Bound of what untouched items' appeal is raised by, up or down; a factor of e⁸ in how often they are chosen."""
+"""Bound of what untouched items' appeal is raised by, and that of new ones by each newness, up or down; a factor of e⁸
+in how often they are chosen."""
 MOST_COUNTED = 2.0
 """Bound of what a log count at one half-life adds, up or down."""
-UNTOUCHED = SCALES + len(HALF_LIVES)
+UNTOUCHED = SCALES + WEIGHED
 """The first coefficient of those for untouched items: what is added to their appeal; then by what share their personal
 term counts for more or less than others', their likeness, and their vintage."""
 COEFFICIENTS = UNTOUCHED + 4
 BOUNDS = torch.tensor(
     [
         *[[FLOOR, CEILING]] * SCALES,
+        *[[-MOST_UNTOUCHED, MOST_UNTOUCHED]] * len(NEWNESS_HALF_LIVES),
         *[[-MOST_COUNTED, MOST_COUNTED]] * len(HALF_LIVES),
         *([-MOST_UNTOUCHED, MOST_UNTOUCHED], [-0.98, 2.0], [-0.98, 9.0], [-0.98, 9.0]),
     ],
     dtype=torch.float64,
 )
 """Of each coefficient, lowest and highest."""
-TERMS = SCALES - LENGTHS + 1 + len(HALF_LIVES) + 1
+TERMS = SCALES - LENGTHS + 1 + WEIGHED + 1
 """Terms of an example: the scales but for those of length have one each."""
 
 
@@ -94,9 +96,9 @@ class Calibration:
         """What becomes of items' own vectors."""
         appeal, *shares = self.mean[UNTOUCHED:].tolist()
         # the popularity's scale will be put on all of their appeal
-        by_count = self.mean[SCALES:UNTOUCHED] / self.scales[POPULARITY_SCALE]
+        weighed = self.mean[SCALES:UNTOUCHED] / self.scales[POPULARITY_SCALE]
         untouched = Untouched(float(appeal / self.scales[POPULARITY_SCALE]), *(1 + share for share in shares))
-        return Corrections(tuple(by_count.tolist()), untouched)
+        return Corrections(tuple(weighed.tolist()), untouched)
 
     def faded(self, events: int, half_life: float = HALF_LIFE) -> Calibration:
         """The same belief, trusted less now that so many events more have passed."""

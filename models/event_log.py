@@ -55,6 +55,10 @@ class LogView:
     def __len__(self) -> int:
         return len(self.user)
 
+    def position_at(self, time_B: NDArray[np.float64]) -> Ints:
+        """How many events were before these times; about as many where some are late."""
+        return np.searchsorted(self.time, time_B).astype(np.int64)
+
     def tails(self, users: Ints) -> Ints:
         """Last event of each user row, -1 for none and for rows that came later."""
         known = (users >= 0) & (users < len(self.tail))

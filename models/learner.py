@@ -35,7 +35,7 @@ from models.item_tables import RowTable
 from models.memory import Memory
 from models.objective import Objective
 from models.objectives import AUXILIARY, OBJECTIVES
-from models.popularity import FEATURES, Popularity
+from models.popularity import FEATURES, NEWNESS, Popularity
 from models.sampling import favour_rare, replay_positions
 from models.scorer import Scorer
 from models.soundness import check_learner
@@ -55,6 +55,8 @@ BIAS_RATE = 100.0
 """The same of its bias, which has the scores' own scale and not that of one of many coordinates."""
 OVERDRAWN = 4
 """How many events are drawn for each that is replayed, where rare items are favoured."""
+POPULARITY = ("counts", "last", "first", "known")
+"""What is kept of popularity beside its position."""
 BIAS_PRIOR = 3.0
 """Where a bias is a mean of errors, of how many errors of 0 too: the variance of one over that of items' means."""
 
@@ -253,7 +255,8 @@ class Learner:
     def _grow(self) -> None:
         items = len(self.memory.items)
         new = items - len(self.residual)
-        self.popularity.grow(items)
+        since = self.memory.announced[len(self.popularity) :]
+        self.popularity.grow(items, self.memory.log.view(shared_tail=True).position_at(since))
         catalogue.observe(self.scorer, self.memory.item_features, self.device)
         if new > 0:
             for table in self.tables.values():
@@ -281,6 +284,8 @@ class Learner:
             age_s = log.time[self.popularity.last[touched]] - self.memory.announced[touched]
             features = self.popularity.features(touched, age_s, as_of_touch=True)
             self.features[torch.from_numpy(touched).to(self.device)] = torch.from_numpy(features).to(self.device)
+            newness = self.popularity.newness(np.arange(len(self.popularity)))
+            self.features[:, NEWNESS] = torch.from_numpy(newness).to(self.device)
 
     def pass_over(self, stop: int, *, values: bool = True) -> None:
         """The events before `stop` happened, though nothing was learned from them: popularity counts them.
@@ -326,9 +331,7 @@ class Learner:
             "cooccurrence": self.cooccurrence.state(),
             "factors": self.factors.state(),
             "popularity": {
-                "counts": torch.from_numpy(popularity.counts.copy()),
-                "last": torch.from_numpy(popularity.last.copy()),
-                "first": torch.from_numpy(popularity.first.copy()),
+                **{name: torch.from_numpy(getattr(popularity, name).copy()) for name in POPULARITY},
                 "position": popularity.position,
             },
             "calibration": self.calibration.state(),
@@ -381,5 +384,5 @@ def _copied(optimizer: dict[str, Any]) -> dict[str, Any]:
 def popularity_from(state: dict[str, Any]) -> Popularity:
     """The counts in a learner's state, as a copy."""
     stored = state["popularity"]
-    counts, last, first = (stored[name].numpy().copy() for name in ("counts", "last", "first"))
-    return Popularity(counts, last, first, stored["position"])
+    columns = {name: stored[name].numpy().copy() for name in POPULARITY}
+    return Popularity(**columns, position=stored["position"])

@@ -192,7 +192,8 @@ class Objective:
         numbers = start + np.flatnonzero(examples.cold_B[start:])
         item = examples.item_B[numbers]
         age_s = examples.time_B[numbers] - learner.memory.announced[item]
-        features = torch.from_numpy(learner.popularity.never_seen(age_s)).to(learner.device)
+        since = examples.position_B[numbers] - learner.popularity.known[item]
+        features = torch.from_numpy(learner.popularity.never_seen(age_s, since)).to(learner.device)
         content = learner.contents[torch.from_numpy(item).to(learner.device)].requires_grad_()
         vectors = learner.scorer.items(content, content.new_zeros(len(item)), features)
         return torch.from_numpy(numbers).to(learner.device), vectors, content

@@ -2,8 +2,8 @@
 
 Observing only records; vectors are computed when they are asked for, many at once. Only what was touched ever
 changes: a new or re-announced item, the popularity of an item that an event touched (as of that event), the users of
-these events; and all users where tastes turn (`models.live_calibration`), which alone depends on how events were
-grouped. Not safe for several threads: its owner locks.
+these events; how new an item is, in steps of events; and all users where tastes turn (`models.live_calibration`),
+which alone depends on how events were grouped. Not safe for several threads: its owner locks.
 
 Shape suffixes: B users, N items, R rows, L places of a history, V length of published vectors.
 """
@@ -142,6 +142,11 @@ class Overlay:
         if self._items.gone:
             out[:, list(self._items.gone)] = -np.inf
         return out
+
+    def take_aged(self) -> list[str]:
+        """Ids of items whose vectors changed with time alone since this was last asked."""
+        self._flush()
+        return self._items.take_aged()
 
     def touched_items(self, mark: int = 0) -> list[str]:
         """Ids of items whose vectors changed since `mark` (an earlier `marks()[0]`), each once."""

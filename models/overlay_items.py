@@ -17,12 +17,15 @@ from models import catalogue
 from models.event_log import EventLog
 from models.features import FeatureTable
 from models.patches import ItemPatches
-from models.popularity import Popularity
+from models.popularity import NEW_FOR, NEWNESS, NEWNESS_HALF_LIVES, Popularity
 from models.serving import Snapshot
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Vectors = NDArray[np.float32]
+
+MOST_AGED = 1_000
+"""Items whose vectors may change at once with time alone."""
 
 
 class OverlayItems:
@@ -44,6 +47,10 @@ class OverlayItems:
         self._popularity: Popularity | None = None
         self._stale: dict[int, None] = {}
         """Rows whose content is still to be encoded."""
+        self._latest: dict[int, None] = {}
+        """New rows that were announced after all that was counted: more may turn out to have been before."""
+        self._aged: dict[int, None] = {}
+        """Rows whose vectors changed with time alone, and that nobody was told of."""
 
     def __len__(self) -> int:
         """Item rows there are."""
@@ -135,11 +142,19 @@ class OverlayItems:
             self._refresh(new, np.full(len(new), times.max()))
 
     def count(self, positions: range) -> None:
-        """Popularity of the items of these events, as of the last of them."""
+        """Popularity of the items of these events, and newness of all, as of the last of them."""
         log = self._log.view(shared_tail=True)
         span = slice(positions.start, positions.stop)
         touched = self.popularity.advance(log.item[span], log.weight[span] > 0)
+        self._place(np.fromiter(self._latest, np.int64))
         self._refresh(touched, self._touched_at(touched))
+        self._age()
+
+    def take_aged(self) -> list[str]:
+        """Ids of items whose vectors changed with time alone since this was last asked."""
+        old, rows = self._snapshot.n_items, [row for row in self._aged if row not in self.gone]
+        self._aged.clear()
+        return [str(self._snapshot.items.ids[row]) if row < old else self._new_ids[row - old] for row in rows]
 
     def encode(self) -> None:
         """New contents become vectors. All that happened is counted."""
@@ -169,8 +184,37 @@ class OverlayItems:
         time_R[position >= 0] = log.time[position[position >= 0]]
         return time_R
 
+    def _age(self) -> None:
+        """Newness of what is less new than its vectors say."""
+        popularity, corrections = self.popularity, self._snapshot.corrections
+        if not any(corrections.weighed[NEWNESS]):
+            return
+        young = np.flatnonzero(popularity.known[: len(self)] > popularity.position - NEW_FOR * NEWNESS_HALF_LIVES[-1])
+        newness = popularity.newness(young)
+        changed = (self.patches.features(young, NEWNESS) != newness).any(1)
+        # a whole catalogue that came at once waits for the next version: it is all of one age
+        if 0 < changed.sum() <= MOST_AGED:
+            features = self.patches.features(young[changed])
+            features[:, NEWNESS] = newness[changed]
+            self.patches.set_features(young[changed], features)
+            self._aged.update(dict.fromkeys(young[changed].tolist()))
+
+    def _place(self, rows: Ints) -> None:
+        """New ones among these rows are known since as many events as were before they were announced."""
+        new, popularity, log = rows[rows >= self._snapshot.n_items], self.popularity, self._log.view(shared_tail=True)
+        before = log.position_at(np.array([self._when_announced(row) for row in new.tolist()]))
+        known, first = popularity.position - len(log) + before, popularity.first[new]
+        popularity.known[new] = np.where(first < 0, known, np.minimum(known, first))
+        for row, last in zip(new.tolist(), (before == len(log)).tolist(), strict=True):
+            if last:
+                self._latest[row] = None
+            else:
+                self._latest.pop(row, None)
+
     def _refresh(self, rows: Ints, now_R: Floats) -> None:
-        """Popularity features and published vectors of these rows, as of right after their last events."""
+        """Popularity features and published vectors of these rows, as of right after their last events but for
+        newness, which is as of now."""
         if len(rows):
+            self._place(rows)
             age_s = now_R - np.array([self._when_announced(row) for row in rows.tolist()])
             self.patches.set_features(rows, self.popularity.features(rows, age_s, as_of_touch=True))

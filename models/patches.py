@@ -77,9 +77,9 @@ class ItemPatches:
         """Their personal parts, (…, D)."""
         return self._personal.gather(rows, self._slot.rows[rows])
 
-    def features(self, rows: Ints) -> Vectors:
-        """Their popularity features, (…, K)."""
-        return self._features.gather(rows, self._slot.rows[rows])
+    def features(self, rows: Ints, columns: slice | None = None) -> Vectors:
+        """Their popularity features, or some columns of them, (…, K)."""
+        return self._features.gather(rows, self._slot.rows[rows], columns)
 
     def alike(self, rows: Ints, columns: slice) -> Vectors:
         """Some of the columns of their likeness, vintage, co-occurrence and factors, (…, K)."""

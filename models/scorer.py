@@ -10,8 +10,8 @@ history; P_i and a_i come from how popular and how old the item is, and q_u from
 items were; r_i is what was announced with the item (`models.likeness`), h_i when it was (`models.vintage`), w_i who
 chose it (`models.cooccurrence`), v_i and η_u are factors (`models.factors`). r_up, h_up (at two paces) and w_u are the
 means of those of the user's items, θ_uk and τ_uk what the user's choices of the k-th window of age say by w and by e
-(`models.readings`). The s are calibration: fitted on events before the weights learn from them, and so is what counts
-at each half-life, and having been touched by nobody, add to an item's a_i. Published, an item is
+(`models.readings`). The s are calibration: fitted on events before the weights learn from them, and so is what newness,
+counts at each half-life, and having been touched by nobody add to an item's a_i. Published, an item is
 [e | b, a, P (, r) (, h) (, w) (, v) (, 1)] and a user [s_len u + Σ s_taste τ | s_bias, s_pop, s_pop q (, Σ s_like r)
 (, Σ s_vint h) (, s_co w + Σ s_fold θ) (, s_fac η) (, base)]. For ratings it is what `models.value_regression` makes of
 this one (with no scales) and of the values that the user gave.
@@ -34,7 +34,7 @@ from models.fusion import FUSIONS
 from models.histories import LENGTHS, HistoryTensors
 from models.likeness import PACES, direction, outlines
 from models.past import WINDOWS
-from models.popularity import FEATURES, HALF_LIVES, NEVER_SEEN
+from models.popularity import HALF_LIVES, LEARNED, LEARNED_FEATURES, NEVER_SEEN, WEIGHED
 from models.readings import Readings
 from models.spec import ModelSpec
 from models.user_tower import UserTower
@@ -79,12 +79,13 @@ AS_OTHERS = Untouched(0.0, 1.0, 1.0, 1.0)
 class Corrections(NamedTuple):
     """What calibration makes of items' own vectors."""
 
-    by_count: tuple[float, ...]
-    """What each log count, one a half-life, adds to an item's appeal, before the popularity's scale is put on it."""
+    weighed: tuple[float, ...]
+    """What each newness and each log count, one a half-life, add to an item's appeal, before the popularity's scale is
+    put on it."""
     untouched: Untouched
 
 
-AS_LEARNED = Corrections((0.0,) * len(HALF_LIVES), AS_OTHERS)
+AS_LEARNED = Corrections((0.0,) * WEIGHED, AS_OTHERS)
 
 
 class Scorer(nn.Module):
@@ -99,15 +100,17 @@ class Scorer(nn.Module):
         self.profiles = nn.ModuleDict({name: VectorEncoder(dim, spec.dim) for name, dim in spec.user_features.items()})
         self.tower = UserTower(spec.dim, spec.history, spec.dim if spec.user_features else 0)
         self.item_popularity = nn.Sequential(
-            nn.Linear(FEATURES, 32), nn.GELU(), nn.Linear(32, 1 + POPULARITY_DIM)
+            nn.Linear(LEARNED_FEATURES, 32), nn.GELU(), nn.Linear(32, 1 + POPULARITY_DIM)
         )  # fmt: skip
         # a ranking starts as popularity's, to be no worse than it while there is little to learn from
-        self.popular = nn.Linear(FEATURES, 1, bias=False)
+        self.popular = nn.Linear(LEARNED_FEATURES, 1, bias=False)
         with torch.no_grad():
             self.popular.weight.zero_()
             if spec.objective == "ranking":
                 self.popular.weight[0, SLOW : len(HALF_LIVES)] = 1 / (len(HALF_LIVES) - SLOW)
-        self.taste = nn.Sequential(nn.Linear(FEATURES + LENGTHS, 32), nn.GELU(), nn.Linear(32, POPULARITY_DIM))
+        self.taste = nn.Sequential(
+            nn.Linear(LEARNED_FEATURES + LENGTHS, 32), nn.GELU(), nn.Linear(32, POPULARITY_DIM)
+        )  # fmt: skip
         self.head = nn.ModuleList()
         if spec.head == "mlp":
             self.head.extend((nn.Linear(2 * spec.dim, HEAD_WIDTH), nn.Linear(HEAD_WIDTH, 1)))
@@ -200,12 +203,12 @@ class Scorer(nn.Module):
         `alike_NK` are likeness, vintage, co-occurrence and factors; without, as it is while the weights learn, vectors
         are so much shorter, and so are users'.
         """
-        popularity = self.item_popularity(features_NK)
+        popularity = self.item_popularity(features_NK[:, LEARNED])
         untouched_N1 = features_NK[:, NEVER_SEEN].unsqueeze(1)
-        by_count, untouched = corrections
-        appeal_N1 = popularity[:, :1] + self.popular(features_NK) + untouched.appeal * untouched_N1
-        if any(by_count):
-            appeal_N1 = appeal_N1 + features_NK[:, : len(by_count)] @ features_NK.new_tensor(by_count).unsqueeze(1)
+        weighed, untouched = corrections
+        appeal_N1 = popularity[:, :1] + self.popular(features_NK[:, LEARNED]) + untouched.appeal * untouched_N1
+        if any(weighed):
+            appeal_N1 = appeal_N1 + features_NK[:, : len(weighed)] @ features_NK.new_tensor(weighed).unsqueeze(1)
         parts = [e_ND, bias_N.unsqueeze(1), appeal_N1, popularity[:, 1:]]
         if alike_NK is not None:
             parts.append(alike_NK)
@@ -248,7 +251,7 @@ class Scorer(nn.Module):
         recent = inputs.newest(read)
         u_BD = self.tower(x_BLD[:, :read], past_BD, recent, features, dropout=dropout, generator=generator)
         mask_BL1 = recent.mask_BL.unsqueeze(-1)
-        mean_BK = (popularity_BLK[:, :read] * mask_BL1).sum(1) / mask_BL1.sum(1).clamp(min=1)
+        mean_BK = (popularity_BLK[:, :read, LEARNED] * mask_BL1).sum(1) / mask_BL1.sum(1).clamp(min=1)
         length = functional.one_hot(inputs.length_B, LENGTHS).to(mean_BK)
         q_BP = self.taste(torch.cat((mean_BK, length), dim=1))
         personal_B1 = scales[inputs.length_B].unsqueeze(1)

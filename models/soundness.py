@@ -146,8 +146,9 @@ def _check_popularity(found: Mapping[str, Any], events: int) -> None:
     tensors = {name: value for name, value in found.items() if name != "position"}
     rows = len(dense(tensors["last"], "popularity last"))
     _check_shapes({"counts": tensors.pop("counts")}, {"counts": (rows, len(HALF_LIVES))}, torch.float32, "popularity")
-    _check_shapes(tensors, {"last": (rows,), "first": (rows,)}, torch.int64, "popularity")
+    _check_shapes(tensors, dict.fromkeys(("last", "first", "known"), (rows,)), torch.int64, "popularity")
     not_negative(found["counts"], "popularity counts")
+    not_negative(found["known"], "popularity known")
     last, first = found["last"], found["first"]
     if rows and not bool(((first >= -1) & (first <= last) & (last < position)).all()):
         raise ValueError("The state's popularity knows events that there are not.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.popularity import HALF_LIVES, NEVER_SEEN
+from models.popularity import NEVER_SEEN, WEIGHED
 from models.readings import Readings
 from models.spec import ModelSpec
 
@@ -46,6 +46,6 @@ def put_terms(
     if features_NK is None:
         out[at:] = 0
         return
-    counts_KN = features_NK[:, : len(HALF_LIVES)].T
-    out[at : at + len(HALF_LIVES)] = counts_KN if each else counts_KN.unsqueeze(1)
+    weighed_KN = features_NK[:, :WEIGHED].T
+    out[at : at + WEIGHED] = weighed_KN if each else weighed_KN.unsqueeze(1)
     out[-1] = features_NK[:, NEVER_SEEN]

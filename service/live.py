@@ -163,11 +163,15 @@ class Serving:
                 _touch(one, everything, opposite)
 
     def write(self, sink: VectorSink, touched: Touched) -> None:
-        """Writes the vectors of what was touched under this version, as this version's snapshot computes them."""
+        """Writes the vectors of what was touched under this version, and of what time alone has changed, as this
+        version's snapshot computes them."""
         if touched.gone_items:
             sink.delete(self.version, "items", list(touched.gone_items))
         if touched.gone_users:
             sink.delete(self.version, "users", list(touched.gone_users))
+        for one in self.overlay.take_aged():
+            _touch(one, self.touched.items, self.touched.gone_items)
+            _touch(one, touched.items, touched.gone_items)
         if touched.items:
             ids = list(touched.items)
             sink.write(self.version, "items", ids, self.overlay.item_vectors(ids))

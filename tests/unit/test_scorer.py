@@ -13,7 +13,7 @@ from models.calibration import UNTOUCHED, Calibration, _within
 from models.full_softmax import FullSoftmax
 from models.histories import LENGTHS, Histories, ValueScale
 from models.item_tables import RowTable
-from models.popularity import HALF_LIVES, Popularity
+from models.popularity import FEATURES, HALF_LIVES, LEARNED, Popularity
 from models.scorer import SCALES, Scorer, neutral_scales
 from models.spec import ModelSpec
 
@@ -117,8 +117,8 @@ def test_items_that_nobody_touched_look_the_same_now_and_then() -> None:
     popularity = Popularity.empty()
     popularity.grow(3)
     popularity.advance(np.array([0, 0, 1]), np.array([True, True, False]))
-    age_s = np.array([86_400.0, 0.0])
-    np.testing.assert_array_equal(popularity.features(np.array([1, 2]), age_s), popularity.never_seen(age_s))
+    age_s, since = np.array([86_400.0, 0.0]), np.array([3, 3])
+    np.testing.assert_array_equal(popularity.features(np.array([1, 2]), age_s), popularity.never_seen(age_s, since))
 
 
 def test_row_table_moves_only_active_rows_and_remembers_their_gradients() -> None:
@@ -133,14 +133,15 @@ def test_row_table_moves_only_active_rows_and_remembers_their_gradients() -> Non
 
 
 FOLDED, TASTE = [1.2, 0.9, 0.5, 1.4, 0.7], [0.8, 0.3, 1.1, 0.6, 1.0]
+NEW = [1.4, -0.6, 0.5]
 COUNTED = [0.3, -0.2, 0.4, 0.0, -0.5, 0.1, 0.2, -0.3]
 LIKE, VINTAGE = [0.6, 1.1], [0.5, 0.9]
 TRUTH = torch.tensor(
-    [0.4, 1.5, 0.8, *LIKE, *VINTAGE, 0.9, *FOLDED, *TASTE, 1.3, *COUNTED, -1.2, -0.5, 0.8, -0.3]
+    [0.4, 1.5, 0.8, *LIKE, *VINTAGE, 0.9, *FOLDED, *TASTE, 1.3, *NEW, *COUNTED, -1.2, -0.5, 0.8, -0.3]
 )  # fmt: skip
 """Scales of the personal term, the bias, the popularity, the likeness and the vintage at each pace, the co-occurrence,
-the two fold-ins by windows of age and the factors; what log counts add at each half-life; what untouched items get; by
-what shares what was learned of them, their likeness and their vintage count for less or more."""
+the two fold-ins by windows of age and the factors; what newness and log counts add at each half-life; what untouched
+items get; by what shares what was learned of them, their likeness and their vintage count for less or more."""
 SHARES = ([0, *range(8 + len(FOLDED), 8 + len(FOLDED) + len(TASTE))], [3, 4], [5, 6])
 """Terms of learned vectors, of likeness and of vintage."""
 TERMS = len(TRUTH) - len(SHARES)
@@ -154,8 +155,8 @@ def random_terms(examples: int, candidates: int, draw: torch.Generator) -> torch
 
 def found(calibration: Calibration) -> torch.Tensor:
     scales = calibration.scales[[2, *range(LENGTHS, SCALES)]]
-    by_count, (appeal, *shares) = calibration.corrections
-    rest = [*by_count, appeal]
+    weighed, (appeal, *shares) = calibration.corrections
+    rest = [*weighed, appeal]
     return torch.cat((scales, torch.tensor(rest) * scales[2], torch.tensor(shares) - 1))
 
 
@@ -226,9 +227,7 @@ def test_user_without_history_or_content_still_gets_a_finite_vector() -> None:
     spec = ModelSpec(dim=4, history=3, modalities={"text": 2}, likeness=0, vintage=0, cooccurrence=0, factors=0)
     scorer = Scorer(spec)
     inputs = Histories.empty(2, 3).tensors(ValueScale())
-    users = scorer.users(
-        torch.zeros(2, 3, 4), torch.zeros(2, 3, len(HALF_LIVES) + 4), torch.zeros(2, 4), inputs, neutral_scales()
-    )
+    users = scorer.users(torch.zeros(2, 3, 4), torch.zeros(2, 3, FEATURES), torch.zeros(2, 4), inputs, neutral_scales())
     assert users.shape == (2, 4 + scorer.extras)
     assert bool(users.isfinite().all())
     assert not scorer.content({"text": (torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))}).any()
@@ -242,6 +241,6 @@ def test_a_ranking_starts_as_popularity_and_other_objectives_do_not() -> None:
     for objective, rises in (("ranking", True), ("rating", False)):
         scorer = Scorer(ModelSpec(dim=8, objective=objective))  # type: ignore[arg-type]
         with torch.no_grad():
-            appeal_N = scorer.popular(features)[:, 0]
+            appeal_N = scorer.popular(features[:, LEARNED])[:, 0]
         assert bool((appeal_N.diff() > 0).all()) == rises
         assert (float(appeal_N.abs().max()) > 0) == rises
