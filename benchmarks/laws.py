@@ -1,8 +1,8 @@
 """How near Headwater comes to the best possible ranking in simulated worlds whose laws change: the oracle knows them.
 
-    python -m benchmarks.laws [steady] [appeal] [regime] [--seeds 0 1 2]
+    python -m benchmarks.laws [steady] [appeal] [regime] [releases] [--seeds 0 1 2]
 
-Three worlds, all with the default configuration and the same phases of 5,000 events; of each phase a sample is ranked,
+Four worlds, all with the default configuration and the same phases of 5,000 events; of each phase a sample is ranked,
 by Headwater and by the oracle, from the same candidates. Figures are Headwater's NDCG@20 over the oracle's.
 
 - `steady`: nothing drifts, fades or arrives; the mean of the last four phases. Beside it stands what can be reached: an
@@ -10,6 +10,9 @@ by Headwater and by the oracle, from the same candidates. Figures are Headwater'
   events.
 - `appeal`: all items' appeal is drawn anew at once; how many phases it takes to be back at 90% of the level before.
 - `regime`: all tastes turn from A to B and back; the first phase back in A relative to the level A had.
+- `releases`: items and users arrive all the time, items fade within days, and tastes differ little; the mean of the
+  last four phases, beside that of decayed popularity with the half-life that is best in hindsight, and the recall of
+  items that nobody had touched.
 """
 
 from __future__ import annotations
@@ -17,15 +20,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from benchmarks.baselines import DecayedPopularity
 from benchmarks.contender import NEVER, make
-from benchmarks.prequential import Past, evaluate
+from benchmarks.outcome import Outcome
+from benchmarks.prequential import Entrant, Past, evaluate
 from benchmarks.stream import Stream
 from models.ranking import ndcg_at_k
 from service.config import Config
@@ -42,6 +48,9 @@ PHASES = 20
 CHANGE = 12
 """The phase, from 0, that begins with a change; under `regime` there is a second one after `STEADY` phases of B."""
 GOALS = {"steady": 0.85, "appeal": 3.0, "regime": 0.95}
+LAWS = (*GOALS, "releases")
+HALF_LIVES = (100, 250, 500, 1_000)
+"""Of decayed popularity, in events."""
 K = 20
 NEWTON_STEPS = 8
 ROUNDING = 1e-9
@@ -49,7 +58,12 @@ ROUNDING = 1e-9
 
 
 def world(law: str, seed: int, *, events: int = PHASES * PHASE) -> World:
-    """The world of a law: still, but for what the law changes."""
+    """The world of a law: still, but for what the law changes; one of releases is never still."""
+    if law == "releases":
+        return World(
+            seed=seed + 1, events=events, items=200, arrival_rate=15.0, fade=2_500.0, appeal=2.0,
+            users=4_000, user_arrival_rate=60.0, activity=1.2, taste=0.2, drift=0.1,
+        )  # fmt: skip
     still: dict[str, Any] = {"drift": 0.0, "fade": 1e9, "arrival_rate": 0.0, "user_arrival_rate": 0.0}
     at = CHANGE * PHASE
     changes: dict[str, dict[str, Any]] = {
@@ -128,24 +142,52 @@ def _squares(x_ND: NDArray[np.float64]) -> NDArray[np.float64]:
     return (x_ND[:, :, None] * x_ND[:, None, :]).reshape(len(x_ND), -1)
 
 
-def relative(law: str, seed: int, *, ideal: bool = False) -> list[float]:
-    """Headwater's NDCG@20 over the oracle's, of each measured phase; or the ideal observer's."""
-    simulator = Simulator(world(law, seed))
-    stream = Stream.of_world(simulator.world)
-    by_phase, ranked = [], RANKED_BY_IDEAL if ideal else RANKED
-    first = (lambda past: IdealObserver(past, simulator)) if ideal else (lambda past: make(past, Config(seed=seed)))
-    for entrant in (first, lambda past: OracleEntrant(past, simulator)):
-        found = evaluate(stream, entrant, warm=WARM / PHASES, phases=PHASES - WARM, k=K, ranked_share=ranked)
-        rank, phase = np.array(found.rank), np.array(found.phase)
-        by_phase.append([ndcg_at_k(rank[phase == number], K) for number in range(1, phase.max() + 1)])
-    return [ours / best for ours, best in zip(*by_phase, strict=True)]
+class Run:
+    """A world's stream, through which entrants go one after another, and the oracle once for each share ranked."""
+
+    def __init__(self, law: str, seed: int) -> None:
+        self.simulator = Simulator(world(law, seed))
+        self._stream = Stream.of_world(self.simulator.world)
+        self._best: dict[float, list[float]] = {}
+
+    def walk(self, entrant: Callable[[Past], Entrant], ranked: float = RANKED) -> Outcome:
+        """What an entrant comes to in the measured phases."""
+        return evaluate(self._stream, entrant, warm=WARM / PHASES, phases=PHASES - WARM, k=K, ranked_share=ranked)
+
+    def relative(self, found: Outcome, ranked: float = RANKED) -> list[float]:
+        """NDCG@20 over the oracle's on the same events, of each measured phase."""
+        if ranked not in self._best:
+            self._best[ranked] = by_phase(self.walk(lambda past: OracleEntrant(past, self.simulator), ranked))
+        return [one / best for one, best in zip(by_phase(found), self._best[ranked], strict=True)]
+
+
+def by_phase(found: Outcome) -> list[float]:
+    """NDCG@20 of each measured phase."""
+    rank, phase = np.array(found.rank), np.array(found.phase)
+    return [ndcg_at_k(rank[phase == number], K) for number in range(1, phase.max() + 1)]
+
+
+def measured(law: str, seed: int) -> dict[str, Any]:
+    """A law's figure, and what stands beside it."""
+    run = Run(law, seed)
+    ours = run.walk(lambda past: make(past, Config(seed=seed)))
+    shares = run.relative(ours)
+    line: dict[str, Any] = {"figure": figure(law, shares)}
+    if law == "steady":
+        ideal = run.walk(lambda past: IdealObserver(past, run.simulator), RANKED_BY_IDEAL)
+        line["ideal"] = figure(law, run.relative(ideal, RANKED_BY_IDEAL))
+    if law == "releases":
+        decayed = [run.walk(partial(DecayedPopularity, half_life=half_life)) for half_life in HALF_LIVES]
+        line["best_decayed"] = max(figure(law, run.relative(one)) for one in decayed)
+        line["cold_recall"] = ours.figures()["cold_recall"]
+    return line | {"share_of_oracle": shares}
 
 
 def figure(law: str, shares: Sequence[float]) -> float:
     """What the law is judged by; of `appeal` the number of phases, infinite where the level is never reached again."""
     change = CHANGE - WARM
     before = float(np.mean(shares[change - STEADY : change]))
-    if law == "steady":
+    if law in ("steady", "releases"):
         return float(np.mean(shares[-STEADY:]))
     if law == "appeal":
         back = [number for number, share in enumerate(shares[change:], 1) if share >= 0.9 * before]
@@ -156,20 +198,18 @@ def figure(law: str, shares: Sequence[float]) -> float:
 def main() -> None:
     """Run the laws, print a line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("laws", nargs="*", default=list(GOALS), help="which of them; all unless named")
+    parser.add_argument("laws", nargs="*", default=list(LAWS), help="which of them; all unless named")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
-    unknown = set(args.laws) - set(GOALS)
+    unknown = set(args.laws) - set(LAWS)
     if unknown:
-        parser.error(f"There is no law {sorted(unknown)[0]!r}; there are {', '.join(GOALS)}.")
+        parser.error(f"There is no law {sorted(unknown)[0]!r}; there are {', '.join(LAWS)}.")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     for law in args.laws:
         for seed in args.seeds:
-            shares = relative(law, seed)
-            line = {"law": law, "seed": seed, "figure": round(figure(law, shares), 3), "goal": GOALS[law]}
-            if law == "steady":
-                line["ideal"] = round(figure(law, relative(law, seed, ideal=True)), 3)
-            print(json.dumps(line | {"share_of_oracle": [round(share, 3) for share in shares]}), flush=True)
+            line = {"law": law, "seed": seed, "goal": GOALS.get(law)} | measured(law, seed)
+            rounded = json.loads(json.dumps(line), parse_float=lambda text: round(float(text), 3))
+            print(json.dumps(rounded), flush=True)
 
 
 if __name__ == "__main__":

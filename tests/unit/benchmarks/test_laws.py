@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks import laws
+from benchmarks.baselines import DecayedPopularity
 from benchmarks.prequential import evaluate
 from benchmarks.stream import Stream
 from models.ranking import ndcg_at_k
@@ -25,6 +26,7 @@ BEFORE = [0.5] * (laws.CHANGE - laws.WARM)
         ("appeal", [0.2, 0.4, 0.449, 0.451, 0.5], 4),
         ("appeal", [0.2, 0.3], float("inf")),
         ("regime", [0.1] * laws.STEADY + [0.4, 0.5], 0.8),
+        ("releases", [0.6, 0.7, 0.7, 0.8, 0.8, 0.9], 0.8),
     ],
 )
 def test_figures(law: str, after: Sequence[float], figure: float) -> None:
@@ -62,3 +64,13 @@ def test_the_ideal_observer_comes_to_know_tastes() -> None:
 class AppealAlone(laws.OracleEntrant):
     def row(self, u: int, history: list[int], t: float) -> NDArray[np.float64]:
         return np.asarray(self._simulator.catalogue.appeal(0)[self._items], np.float64)
+
+
+def test_releases_are_measured_beside_decayed_popularity(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = replace(laws.world("releases", 0), users=30, items=60, events=1_000, no_repeat=20)
+    monkeypatch.setattr(laws, "world", lambda law, seed: small)
+    monkeypatch.setattr(laws, "make", lambda past, config: DecayedPopularity(past, half_life=500))
+    found = laws.measured("releases", 0)
+    assert found["figure"] <= found["best_decayed"]
+    assert found["figure"] > 0.3
+    assert len(found["share_of_oracle"]) == laws.PHASES - laws.WARM
