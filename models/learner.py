@@ -255,8 +255,8 @@ class Learner:
     def _grow(self) -> None:
         items = len(self.memory.items)
         new = items - len(self.residual)
-        since = self.memory.announced[len(self.popularity) :]
-        self.popularity.grow(items, self.memory.log.view(shared_tail=True).position_at(since))
+        self.popularity.grow(items)
+        self.popularity.place(self.memory.log.view(shared_tail=True).position_at(self.memory.announced))
         catalogue.observe(self.scorer, self.memory.item_features, self.device)
         if new > 0:
             for table in self.tables.values():

@@ -48,7 +48,7 @@ class OverlayItems:
         self._stale: dict[int, None] = {}
         """Rows whose content is still to be encoded."""
         self._latest: dict[int, None] = {}
-        """New rows that were announced after all that was counted: more may turn out to have been before."""
+        """Rows that were announced after all that was counted: more may turn out to have been before."""
         self._aged: dict[int, None] = {}
         """Rows whose vectors changed with time alone, and that nobody was told of."""
 
@@ -78,6 +78,7 @@ class OverlayItems:
         if row < 0:
             row = self._new[item_id] = len(self)
             self._new_ids.append(item_id)
+            self._latest[row] = None
             self.patches.add_row()
         return row
 
@@ -88,6 +89,8 @@ class OverlayItems:
         row = self.row(item_id)
         self._contents.put(row, features)
         self._attributes[row] = dict(attributes or {})
+        if time < self._when_announced(row):
+            self._latest[row] = None
         self._announced[row] = min(self._when_announced(row), time)
         self._stale[row] = None
 
@@ -120,6 +123,8 @@ class OverlayItems:
         """As of what was counted; rows beyond the items are nobody's."""
         if self._popularity is None:
             self._popularity = self._snapshot.popularity.copy()
+            to_come = (self._popularity.first < 0) & (self._popularity.known >= self._popularity.position)
+            self._latest |= dict.fromkeys(np.flatnonzero(to_come).tolist())
         if len(self._popularity) < len(self):
             self._popularity.grow(len(self) + len(self) // 8)
         return self._popularity
@@ -131,6 +136,7 @@ class OverlayItems:
         for row, time in zip(rows.tolist(), times.tolist(), strict=True):
             if row >= self._snapshot.n_items and time < self._when_announced(row):
                 self._announced[row] = earlier[row] = time
+                self._latest[row] = None
         self._stale.update(dict.fromkeys(row for row in earlier if row in self._attributes))
         untold = {row: time for row, time in earlier.items() if row not in self._attributes}
         if untold:
@@ -146,7 +152,6 @@ class OverlayItems:
         log = self._log.view(shared_tail=True)
         span = slice(positions.start, positions.stop)
         touched = self.popularity.advance(log.item[span], log.weight[span] > 0)
-        self._place(np.fromiter(self._latest, np.int64))
         self._refresh(touched, self._touched_at(touched))
         self._age()
 
@@ -199,22 +204,21 @@ class OverlayItems:
             self.patches.set_features(young[changed], features)
             self._aged.update(dict.fromkeys(young[changed].tolist()))
 
-    def _place(self, rows: Ints) -> None:
-        """New ones among these rows are known since as many events as were before they were announced."""
-        new, popularity, log = rows[rows >= self._snapshot.n_items], self.popularity, self._log.view(shared_tail=True)
-        before = log.position_at(np.array([self._when_announced(row) for row in new.tolist()]))
-        known, first = popularity.position - len(log) + before, popularity.first[new]
-        popularity.known[new] = np.where(first < 0, known, np.minimum(known, first))
-        for row, last in zip(new.tolist(), (before == len(log)).tolist(), strict=True):
-            if last:
-                self._latest[row] = None
-            else:
-                self._latest.pop(row, None)
+    def _place(self) -> None:
+        """The latest items are known since as many events as were before they were announced."""
+        popularity, log = self.popularity, self._log.view(shared_tail=True)
+        rows, start = np.fromiter(self._latest, np.int64), popularity.position - len(log)
+        announced = np.array([self._when_announced(row) for row in rows.tolist()])
+        since = log.position_at(announced)
+        known = np.where(since > 0, start + since, np.minimum(self._snapshot.log.position_at(announced), start))
+        first = popularity.first[rows]
+        popularity.known[rows] = np.where(first < 0, known, np.minimum(known, first))
+        self._latest = dict.fromkeys(rows[known >= popularity.position].tolist())
 
     def _refresh(self, rows: Ints, now_R: Floats) -> None:
         """Popularity features and published vectors of these rows, as of right after their last events but for
         newness, which is as of now."""
+        self._place()
         if len(rows):
-            self._place(rows)
             age_s = now_R - np.array([self._when_announced(row) for row in rows.tolist()])
             self.patches.set_features(rows, self.popularity.features(rows, age_s, as_of_touch=True))

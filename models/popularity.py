@@ -68,15 +68,19 @@ class Popularity:
         columns = {name: getattr(self, name).copy() for name in ("counts", "last", "first", "known")}
         return replace(self, **columns)
 
-    def grow(self, items: int, known_R: Ints | None = None) -> None:
-        """Make room for `items` items in all; the R new ones were never seen, and are known since then or since now."""
+    def grow(self, items: int) -> None:
+        """Make room for `items` items in all; the new ones were never seen, and are known since now."""
         new = items - len(self)
         if new > 0:
-            known_R = np.full(new, self.position) if known_R is None else known_R
             self.counts = np.concatenate((self.counts, np.zeros((new, len(HALF_LIVES)), np.float32)))
             self.last = np.concatenate((self.last, np.full(new, -1)))
             self.first = np.concatenate((self.first, np.full(new, -1)))
-            self.known = np.concatenate((self.known, known_R))
+            self.known = np.concatenate((self.known, np.full(new, self.position)))
+
+    def place(self, announced_N: Ints) -> None:
+        """How many events were before each item was announced, as far as is known by now: what nobody has touched is
+        known since then."""
+        self.known = np.where(self.first < 0, announced_N, self.known)
 
     def advance(self, item_B: NDArray[np.integer], positive_B: NDArray[np.bool_]) -> Ints:
         """Take in the stream's next events; returns the rows touched, ascending.

@@ -178,8 +178,8 @@ class Snapshot:
     def _build_items(self, upto: int) -> None:
         frozen = self.frozen
         self.popularity = frozen.popularity.copy()
-        new = slice(len(self.popularity), self.n_items)
-        self.popularity.grow(self.n_items, self.log.position_at(self.announced[new]))
+        self.popularity.grow(self.n_items)
+        self.popularity.place(self.log.position_at(self.announced))
         start = self.popularity.position
         self.popularity.advance(self.log.item[start:upto], self.log.weight[start:upto] > 0)
         # rows that the weights never met stay zero

@@ -179,3 +179,35 @@ def test_an_old_state_says_that_it_lacks_what_is_known(monkeypatch: pytest.Monke
     learner, _ = trained(spec_of())
     with pytest.raises((KeyError, ValueError)):
         learner.check(learner.state_dict())
+
+
+def test_an_item_that_is_announced_ahead_of_the_events_is_new_when_its_time_comes() -> None:
+    learner, memory = trained(spec_of())
+    memory.announce("ahead", 420.0, TEXT)
+    memory.append(clicks(0, 10))
+    learner.learn(np.arange(240, 250), replay_ratio=0.0)
+    row = memory.items.row("ahead")
+    assert learner.popularity.known[row] == 250
+    ahead = Snapshot.build(learner.spec, learner.state_dict(), memory, version=1)
+    overlay = Overlay(ahead)
+    overlay.observe(clicks(10, 15))
+    assert overlay.counts().known[row] == 255  # no event is later yet
+    overlay.observe(clicks(15, 60))
+    memory.append(clicks(10, 60))
+    learner.learn(np.arange(250, 300), replay_ratio=0.0)
+    at_last = Snapshot.build(learner.spec, learner.state_dict(), memory, version=2)
+    for popularity in (learner.popularity, overlay.counts(), at_last.popularity):
+        assert popularity.known[row] == 260
+
+
+@pytest.mark.parametrize("time", [100.5, 300.0, 390.0])
+def test_an_item_that_is_announced_late_is_as_old_as_it_says(time: float) -> None:
+    snapshot, learner = served()
+    overlay = Overlay(snapshot)
+    overlay.observe(clicks(0, 20))
+    overlay.announce("late", time, TEXT)
+    learner.memory.append(clicks(0, 20))
+    learner.memory.announce("late", time, TEXT)
+    contains = Snapshot.build(snapshot.spec, learner.state_dict(), learner.memory, version=2)
+    known = overlay.counts().known[overlay.item_index("late")]
+    assert known == contains.popularity.known[contains.item_row("late")] < 260
