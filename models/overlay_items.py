@@ -17,7 +17,7 @@ from models import catalogue
 from models.event_log import EventLog
 from models.features import FeatureTable
 from models.patches import ItemPatches
-from models.popularity import NEW_FOR, NEWNESS, NEWNESS_HALF_LIVES, Popularity
+from models.popularity import NEW_FOR, NEWNESS, NEWNESS_EVERY, NEWNESS_HALF_LIVES, Popularity
 from models.serving import Snapshot
 
 Ints = NDArray[np.int64]
@@ -152,8 +152,7 @@ class OverlayItems:
         log = self._log.view(shared_tail=True)
         span = slice(positions.start, positions.stop)
         touched = self.popularity.advance(log.item[span], log.weight[span] > 0)
-        self._refresh(touched, self._touched_at(touched))
-        self._age()
+        self._refresh(touched, self._touched_at(touched), self._aged_since(positions.start))
 
     def take_aged(self) -> list[str]:
         """Ids of items whose vectors changed with time alone since this was last asked."""
@@ -189,24 +188,24 @@ class OverlayItems:
         time_R[position >= 0] = log.time[position[position >= 0]]
         return time_R
 
-    def _age(self) -> None:
-        """Newness of what is less new than its vectors say."""
-        popularity, corrections = self.popularity, self._snapshot.corrections
-        if not any(corrections.weighed[NEWNESS]):
-            return
+    def _aged_since(self, start: int) -> Ints:
+        """Rows that are less new than their vectors say, looked for once in a while of the events from `start` on."""
+        popularity, log = self.popularity, self._log.view(shared_tail=True)
+        earlier = popularity.position - len(log) + start
+        looked = popularity.position // NEWNESS_EVERY == earlier // NEWNESS_EVERY
+        if looked or not any(self._snapshot.corrections.weighed[NEWNESS]):
+            return np.empty(0, np.int64)
+        self._place()
         young = np.flatnonzero(popularity.known[: len(self)] > popularity.position - NEW_FOR * NEWNESS_HALF_LIVES[-1])
-        newness = popularity.newness(young)
-        changed = (self.patches.features(young, NEWNESS) != newness).any(1)
+        rows: Ints = young[(self.patches.features(young, NEWNESS) != popularity.newness(young)).any(1)]
         # a whole catalogue that came at once waits for the next version: it is all of one age
-        if 0 < changed.sum() <= MOST_AGED:
-            features = self.patches.features(young[changed])
-            features[:, NEWNESS] = newness[changed]
-            self.patches.set_features(young[changed], features)
-            self._aged.update(dict.fromkeys(young[changed].tolist()))
+        return rows if len(rows) <= MOST_AGED else rows[:0]
 
     def _place(self) -> None:
         """The latest items are known since as many events as were before they were announced."""
         popularity, log = self.popularity, self._log.view(shared_tail=True)
+        if not self._latest:
+            return
         rows, start = np.fromiter(self._latest, np.int64), popularity.position - len(log)
         announced = np.array([self._when_announced(row) for row in rows.tolist()])
         since = log.position_at(announced)
@@ -215,10 +214,17 @@ class OverlayItems:
         popularity.known[rows] = np.where(first < 0, known, np.minimum(known, first))
         self._latest = dict.fromkeys(rows[known >= popularity.position].tolist())
 
-    def _refresh(self, rows: Ints, now_R: Floats) -> None:
+    def _refresh(self, rows: Ints, now_R: Floats, aged: Ints | None = None) -> None:
         """Popularity features and published vectors of these rows, as of right after their last events but for
-        newness, which is as of now."""
+        newness, which is as of now; it alone of those that `aged`."""
         self._place()
+        age_s = now_R - np.array([self._when_announced(row) for row in rows.tolist()])
+        features = self.popularity.features(rows, age_s, as_of_touch=True)
+        if aged is not None and len(aged):
+            aged = np.setdiff1d(aged, rows, assume_unique=True)
+            older = self.patches.features(aged)
+            older[:, NEWNESS] = self.popularity.newness(aged)
+            rows, features = np.concatenate((rows, aged)), np.concatenate((features, older))
+            self._aged.update(dict.fromkeys(aged.tolist()))
         if len(rows):
-            age_s = now_R - np.array([self._when_announced(row) for row in rows.tolist()])
-            self.patches.set_features(rows, self.popularity.features(rows, age_s, as_of_touch=True))
+            self.patches.set_features(rows, features)

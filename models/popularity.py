@@ -22,6 +22,8 @@ NEWNESS_STEPS = 8
 """In so many steps a half-life newness falls, so that few vectors change with each event."""
 NEW_FOR = 5
 """After so many half-lives nothing is left of it."""
+NEWNESS_EVERY = 32
+"""It is as of the last event whose number is a multiple of this, so that small polls need not look at all items."""
 NEWNESS = slice(0, len(NEWNESS_HALF_LIVES))
 COUNTS = slice(NEWNESS.stop, NEWNESS.stop + len(HALF_LIVES))
 WEIGHED = COUNTS.stop
@@ -128,7 +130,7 @@ class Popularity:
 
     def newness(self, item_B: Ints) -> Floats:
         """How new these items are now, (B, 3)."""
-        return newness(self.position - self.known[item_B])
+        return newness(self.position // NEWNESS_EVERY * NEWNESS_EVERY - self.known[item_B])
 
     def never_seen(self, age_s: NDArray[np.float64], since_B: Ints) -> Floats:
         """The features of items that nobody has touched, (B, K), so many events after they were announced."""

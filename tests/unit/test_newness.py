@@ -10,7 +10,7 @@ import pytest
 
 from models.memory import EventBatch
 from models.overlay import Overlay
-from models.popularity import COUNTS, NEWNESS, NEWNESS_HALF_LIVES, newness
+from models.popularity import COUNTS, NEWNESS, NEWNESS_EVERY, NEWNESS_HALF_LIVES, newness
 from models.serving import Snapshot, Vectors
 from service.arrivals import Arrival
 from service.live import Serving
@@ -66,8 +66,13 @@ def test_learner_and_snapshot_see_the_same_newness() -> None:
     learner.learn(np.arange(240, 280), replay_ratio=0.0)
     snapshot = Snapshot.build(learner.spec, learner.state_dict(), memory, version=1)
     np.testing.assert_array_equal(snapshot.features_NK[:, NEWNESS], learner.features[:, NEWNESS].numpy())
-    since = learner.popularity.position - learner.popularity.known
+    since = looked_at(learner.popularity.position) - learner.popularity.known
     np.testing.assert_array_equal(snapshot.features_NK[:, NEWNESS], newness(since))
+
+
+def looked_at(position: int) -> int:
+    """The event as of which newness is, that many having passed."""
+    return position - position % NEWNESS_EVERY
 
 
 def appeal(overlay: Overlay, item_id: str) -> float:
@@ -102,7 +107,7 @@ def test_an_untouched_item_is_less_and_less_new() -> None:
     overlay.observe(clicks(30, 100))
     assert "fresh" in overlay.take_aged()
     assert overlay.take_aged() == []
-    faded = float(COEFFICIENTS @ (newness(np.array([100]))[0] - 1))
+    faded = float(COEFFICIENTS @ (newness(np.array([looked_at(340) - 240]))[0] - 1))
     assert abs(faded) > 0.3
     assert appeal(overlay, "fresh") == pytest.approx(at_once + faded, abs=1e-5)
     overlay.forget_item("fresh")
@@ -120,7 +125,7 @@ def test_newness_does_not_depend_on_how_events_were_grouped(size: int) -> None:
     assert {one for one in pieces.all_item_ids if one is not None} == set(ids) > {"fresh", "fresher"}
     np.testing.assert_allclose(pieces.item_vectors(ids), whole.item_vectors(ids), atol=1e-5)
     fresh, fresher = (appeal(whole, one) for one in ("fresh", "fresher"))
-    since = newness(np.array([200, 100]))
+    since = newness(looked_at(440) - np.array([240, 340]))
     assert fresh - fresher == pytest.approx(float(COEFFICIENTS @ (since[0] - since[1])), abs=1e-4)
 
 
