@@ -31,8 +31,9 @@ class SentenceGroup(TyperGroup):
 
 
 def complain(message: str, hint: str = "") -> None:
-    """Print a sentence in red and the hint after it."""
-    sentence = message[:1].upper() + message[1:]
+    """Print a sentence in red and the hint after it. A path that it begins with stays as it is."""
+    opening = message.partition(" ")[0]
+    sentence = message if {"/", "."} & set(opening) else message[:1].upper() + message[1:]
     if not sentence.endswith((".", "!", "?")):
         sentence += "."
     # soft_wrap: a path or id in the sentence must stay whole for copying.

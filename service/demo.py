@@ -84,7 +84,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
             return INTERRUPTED
         except EmbeddedUnavailable as error:
-            raise HeadwaterError(f"{error}.") from error
+            raise HeadwaterError(str(error)) from error
     return 0
 
 

@@ -25,6 +25,7 @@ from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 _HOST = "127.0.0.1"
+_LAST_WORDS = 400
 _ATTEMPTS = 5  # a free port may be taken by someone else before the server binds it
 
 # The kernel sends the child SIGKILL when the *thread* that started it ends. The flag survives exec, so the process that
@@ -181,7 +182,10 @@ class ServerProcess:
 
     def _last_words(self) -> str:
         text = self.log.read_text(errors="replace").strip() if self.log.exists() else ""
-        return text[-400:] or "nothing"
+        end = text[-_LAST_WORDS:]
+        # from the beginning of a line on, unless there is one line only
+        whole = end if len(end) == len(text) else end.partition("\n")[2] or end
+        return whole or "nothing"
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
         """End it in good order, or by force after `timeout_s`; does nothing when it does not run."""

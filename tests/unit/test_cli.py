@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 from service.cli import app
+from service.cli_errors import complain
 from service.config import Config, HttpConfig, load_config
 from service.connections import redis_sink
 from service.errors import UnknownId
@@ -34,6 +35,21 @@ VERBS = (
 @pytest.fixture
 def runner() -> CliRunner:
     return CliRunner(env={"COLUMNS": "200", "HEADWATER_CONFIG": ""})
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("the daemon did not start", "The daemon did not start. Why"),
+        ("var/demo was made by another release.", "var/demo was made by another release. Why"),
+        ("a.toml cannot be read.", "a.toml cannot be read. Why"),
+    ],
+)
+def test_a_complaint_is_a_sentence_and_leaves_paths_as_they_are(
+    message: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complain(message, "Why")
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 def write_config(directory: Path, namespace: str, redis: str) -> Path:

@@ -135,6 +135,18 @@ def test_a_server_that_fails_is_an_error_with_its_own_last_words(tmp_path: Path)
     assert not server.running
 
 
+def test_last_words_are_whole_lines(tmp_path: Path) -> None:
+    server = EmbeddedRedis(directory=tmp_path)
+    assert server._last_words() == "nothing"
+    for written, said in (
+        ("short\nwords\n", "short\nwords"),
+        ("a" * 300 + "\n" + "b" * 300, "b" * 300),
+        ("a" * 500, "a" * 400),
+    ):
+        server.log.write_text(written)
+        assert server._last_words() == said
+
+
 def test_a_taken_port_is_an_error_that_names_it(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
