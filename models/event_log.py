@@ -10,6 +10,7 @@ Shape suffixes: B events or users, L places of a history.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,9 +56,13 @@ class LogView:
     def __len__(self) -> int:
         return len(self.user)
 
+    @cached_property
+    def _sorted_times(self) -> NDArray[np.float64]:
+        return np.sort(self.time, kind="stable")  # in order but for late ones, which this is quick about
+
     def position_at(self, time_B: NDArray[np.float64]) -> Ints:
-        """How many events were before these times; about as many where some are late."""
-        return np.searchsorted(self.time, time_B).astype(np.int64)
+        """How many events are of earlier times than these, in whatever order they came."""
+        return np.searchsorted(self._sorted_times, time_B).astype(np.int64)
 
     def tails(self, users: Ints) -> Ints:
         """Last event of each user row, -1 for none and for rows that came later."""

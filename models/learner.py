@@ -35,7 +35,7 @@ from models.item_tables import RowTable
 from models.memory import Memory
 from models.objective import Objective
 from models.objectives import AUXILIARY, OBJECTIVES
-from models.popularity import FEATURES, NEWNESS, Popularity
+from models.popularity import FEATURES, NEWNESS, NEWNESS_EVERY, Popularity
 from models.sampling import favour_rare, replay_positions
 from models.scorer import Scorer
 from models.soundness import check_learner
@@ -284,8 +284,9 @@ class Learner:
             age_s = log.time[self.popularity.last[touched]] - self.memory.announced[touched]
             features = self.popularity.features(touched, age_s, as_of_touch=True)
             self.features[torch.from_numpy(touched).to(self.device)] = torch.from_numpy(features).to(self.device)
-            newness = self.popularity.newness(np.arange(len(self.popularity)))
-            self.features[:, NEWNESS] = torch.from_numpy(newness).to(self.device)
+            if start // NEWNESS_EVERY < stop // NEWNESS_EVERY:
+                newness = self.popularity.newness(np.arange(len(self.popularity)))
+                self.features[:, NEWNESS] = torch.from_numpy(newness).to(self.device)
 
     def pass_over(self, stop: int, *, values: bool = True) -> None:
         """The events before `stop` happened, though nothing was learned from them: popularity counts them.

@@ -105,6 +105,12 @@ class Overlay:
             raise KeyError(f"Item {ids[int(np.argmin(rows))]!r} is unknown or deleted; announce it first.")
         return self._items.patches.published(rows)
 
+    def known_item_vectors(self, ids: Sequence[str]) -> tuple[list[str], Vectors]:
+        """Those of these ids that are items still, and their published vectors (R, V): some may have expired."""
+        self._flush()
+        rows = {one: row for one in ids if (row := self._items.find(one)) >= 0}
+        return list(rows), self._items.patches.published(np.fromiter(rows.values(), np.int64))
+
     def user_vectors(self, ids: Sequence[str]) -> Vectors:
         """Published vectors (B, V); of anyone unknown, the default user's."""
         self._flush()

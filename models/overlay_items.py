@@ -124,7 +124,8 @@ class OverlayItems:
         if self._popularity is None:
             self._popularity = self._snapshot.popularity.copy()
             to_come = (self._popularity.first < 0) & (self._popularity.known >= self._popularity.position)
-            self._latest |= dict.fromkeys(np.flatnonzero(to_come).tolist())
+            rows = np.flatnonzero(to_come[: self._snapshot.n_items] & np.isfinite(self._snapshot.announced))
+            self._latest |= dict.fromkeys(rows.tolist())
         if len(self._popularity) < len(self):
             self._popularity.grow(len(self) + len(self) // 8)
         return self._popularity
@@ -158,7 +159,8 @@ class OverlayItems:
         """Ids of items whose vectors changed with time alone since this was last asked."""
         old, rows = self._snapshot.n_items, [row for row in self._aged if row not in self.gone]
         self._aged.clear()
-        return [str(self._snapshot.items.ids[row]) if row < old else self._new_ids[row - old] for row in rows]
+        ids = [self._snapshot.items.ids[row] if row < old else self._new_ids[row - old] for row in rows]
+        return [one for one in ids if one is not None]  # what has expired meanwhile is gone from the vocabulary
 
     def encode(self) -> None:
         """New contents become vectors. All that happened is counted."""
@@ -198,21 +200,23 @@ class OverlayItems:
         self._place()
         young = np.flatnonzero(popularity.known[: len(self)] > popularity.position - NEW_FOR * NEWNESS_HALF_LIVES[-1])
         rows: Ints = young[(self.patches.features(young, NEWNESS) != popularity.newness(young)).any(1)]
-        # a whole catalogue that came at once waits for the next version: it is all of one age
-        return rows if len(rows) <= MOST_AGED else rows[:0]
+        if len(rows) > MOST_AGED:
+            # the youngest; a whole catalogue that came at once waits for the next version: it is all of one age
+            known = popularity.known[rows]
+            rows = rows[known > np.partition(known, -MOST_AGED - 1)[-MOST_AGED - 1]]
+        return rows
 
     def _place(self) -> None:
         """The latest items are known since as many events as were before they were announced."""
         popularity, log = self.popularity, self._log.view(shared_tail=True)
         if not self._latest:
             return
-        rows, start = np.fromiter(self._latest, np.int64), popularity.position - len(log)
+        rows = np.array([row for row in self._latest if row not in self.gone], np.int64)
         announced = np.array([self._when_announced(row) for row in rows.tolist()])
-        since = log.position_at(announced)
-        known = np.where(since > 0, start + since, np.minimum(self._snapshot.log.position_at(announced), start))
-        first = popularity.first[rows]
+        known, first = self._snapshot.log.position_at(announced) + log.position_at(announced), popularity.first[rows]
         popularity.known[rows] = np.where(first < 0, known, np.minimum(known, first))
-        self._latest = dict.fromkeys(rows[known >= popularity.position].tolist())
+        to_come = (first < 0) & (known >= popularity.position)
+        self._latest = dict.fromkeys(rows[to_come].tolist())
 
     def _refresh(self, rows: Ints, now_R: Floats, aged: Ints | None = None) -> None:
         """Popularity features and published vectors of these rows, as of right after their last events but for

@@ -80,9 +80,8 @@ class Popularity:
             self.known = np.concatenate((self.known, np.full(new, self.position)))
 
     def place(self, announced_N: Ints) -> None:
-        """How many events were before each item was announced, as far as is known by now: what nobody has touched is
-        known since then."""
-        self.known = np.where(self.first < 0, announced_N, self.known)
+        """How many events were before each item was announced, as far as is known by now."""
+        self.known = np.where(self.first < 0, announced_N, np.minimum(self.known, announced_N))
 
     def advance(self, item_B: NDArray[np.integer], positive_B: NDArray[np.bool_]) -> Ints:
         """Take in the stream's next events; returns the rows touched, ascending.

@@ -149,8 +149,9 @@ def _check_popularity(found: Mapping[str, Any], events: int) -> None:
     _check_shapes(tensors, dict.fromkeys(("last", "first", "known"), (rows,)), torch.int64, "popularity")
     not_negative(found["counts"], "popularity counts")
     not_negative(found["known"], "popularity known")
-    last, first = found["last"], found["first"]
-    if rows and not bool(((first >= -1) & (first <= last) & (last < position)).all()):
+    last, first, known = found["last"], found["first"], found["known"]
+    there = (first >= -1) & (first <= last) & (last < position) & (known <= torch.where(first < 0, events, first))
+    if rows and not bool(there.all()):
         raise ValueError("The state's popularity knows events that there are not.")
 
 

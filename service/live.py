@@ -172,9 +172,9 @@ class Serving:
         for one in self.overlay.take_aged():
             _touch(one, self.touched.items, self.touched.gone_items)
             _touch(one, touched.items, touched.gone_items)
-        if touched.items:
-            ids = list(touched.items)
-            sink.write(self.version, "items", ids, self.overlay.item_vectors(ids))
+        ids, vectors = self.overlay.known_item_vectors(list(touched.items))
+        if ids:
+            sink.write(self.version, "items", ids, vectors)
         crash_point("fast.half")
         if touched.users:
             ids = list(touched.users)

@@ -16,7 +16,7 @@ from service.arrivals import Arrival
 from service.live import Serving
 from streams.events import Interaction, Item
 from streams.memory_sink import MemorySink
-from tests.unit.test_learner import spec_of
+from tests.unit.test_learner import spec_of, world
 from tests.unit.test_overlay import later, served
 from tests.unit.test_serving import trained
 
@@ -135,8 +135,11 @@ def test_a_catalogue_that_comes_at_once_waits_for_the_next_version(monkeypatch: 
     for n in range(4):
         overlay.announce(f"fresh{n}", 399.5, TEXT)
     at_once = appeal(overlay, "fresh0")
-    overlay.observe(clicks(0, 100))
+    overlay.observe(clicks(0, 50))
     assert overlay.take_aged() == []
+    overlay.announce("fresher", 449.5, TEXT)
+    overlay.observe(clicks(50, 150))
+    assert overlay.take_aged() == ["fresher"]
     assert appeal(overlay, "fresh0") == at_once
 
 
@@ -216,3 +219,49 @@ def test_an_item_that_is_announced_late_is_as_old_as_it_says(time: float) -> Non
     contains = Snapshot.build(snapshot.spec, learner.state_dict(), learner.memory, version=2)
     known = overlay.counts().known[overlay.item_index("late")]
     assert known == contains.popularity.known[contains.item_row("late")] < 260
+
+
+def test_an_item_that_expires_after_its_vector_changed_is_written_no_more() -> None:
+    snapshot, learner = served()
+    snapshot.corrections = with_newness().corrections
+    serving, sink = Serving(snapshot), MemorySink()
+    serving.write(sink, serving.observe([click(n, "0") for n in range(100)]))
+    assert {"4", "6"} <= set(serving.touched.items)
+    serving.observe([click(n, "0") for n in range(100, 200)])
+    for expired in ("4", "6"):
+        learner.memory.forget_item(expired)
+    elsewhere = MemorySink()
+    serving.write(elsewhere, serving.touched)
+    assert "None" not in serving.touched.items
+    assert elsewhere.read(1, "items", ["4", "None", "8"])[:2] == [None, None]
+    assert elsewhere.read(1, "items", ["8"]) != [None]
+
+
+def test_events_are_counted_by_their_times_in_whatever_order_they_came() -> None:
+    memory = world(spec_of(), 10)
+    times = np.r_[1000.0:1100.0, 500.0:600.0, 1100.0:1150.0]
+    memory.append(replace(later(250), times=times))
+    found = memory.view().position_at(np.array([20.0, 550.0, 1050.0, 2000.0]))
+    np.testing.assert_array_equal(found, [0, 60, 160, 260])
+
+
+def test_a_touched_item_that_is_announced_afterwards_is_as_old_as_it_says() -> None:
+    learner, memory = trained(spec_of())
+    memory.append(replace(clicks(0, 1), items=["met"]))
+    learner.learn(np.arange(240, 241), replay_ratio=0.0)
+    row = memory.items.row("met")
+    assert row is not None
+    assert learner.popularity.known[row] == 240
+    memory.announce("met", float(memory.view().time[100]), TEXT)
+    memory.append(clicks(1, 9))
+    learner.learn(np.arange(241, 249), replay_ratio=0.0)
+    assert learner.popularity.known[row] == memory.view().position_at(memory.announced[row : row + 1])[0] <= 100
+
+
+@pytest.mark.parametrize("known", [-1, 10_000])
+def test_a_state_that_knows_items_since_events_that_there_are_not_is_refused(known: int) -> None:
+    learner, _ = trained(spec_of())
+    state = learner.state_dict()
+    state["popularity"]["known"][3] = known
+    with pytest.raises(ValueError, match=r"popularity"):
+        learner.check(state)
