@@ -35,7 +35,7 @@ from models.item_tables import RowTable
 from models.memory import Memory
 from models.objective import Objective
 from models.objectives import AUXILIARY, OBJECTIVES
-from models.popularity import FEATURES, NEWNESS, NEWNESS_EVERY, Popularity
+from models.popularity import COLUMNS, FEATURES, NEWNESS, NEWNESS_EVERY, Popularity
 from models.sampling import favour_rare, replay_positions
 from models.scorer import Scorer
 from models.soundness import check_learner
@@ -55,8 +55,6 @@ BIAS_RATE = 100.0
 """The same of its bias, which has the scores' own scale and not that of one of many coordinates."""
 OVERDRAWN = 4
 """How many events are drawn for each that is replayed, where rare items are favoured."""
-POPULARITY = ("counts", "last", "first", "known")
-"""What is kept of popularity beside its position."""
 BIAS_PRIOR = 3.0
 """Where a bias is a mean of errors, of how many errors of 0 too: the variance of one over that of items' means."""
 
@@ -332,7 +330,7 @@ class Learner:
             "cooccurrence": self.cooccurrence.state(),
             "factors": self.factors.state(),
             "popularity": {
-                **{name: torch.from_numpy(getattr(popularity, name).copy()) for name in POPULARITY},
+                **{name: torch.from_numpy(getattr(popularity, name).copy()) for name in COLUMNS},
                 "position": popularity.position,
             },
             "calibration": self.calibration.state(),
@@ -385,5 +383,5 @@ def _copied(optimizer: dict[str, Any]) -> dict[str, Any]:
 def popularity_from(state: dict[str, Any]) -> Popularity:
     """The counts in a learner's state, as a copy."""
     stored = state["popularity"]
-    columns = {name: stored[name].numpy().copy() for name in POPULARITY}
+    columns = {name: stored[name].numpy().copy() for name in COLUMNS}
     return Popularity(**columns, position=stored["position"])

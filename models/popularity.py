@@ -36,6 +36,8 @@ LEARNED_FEATURES = LEARNED.stop - LEARNED.start
 """… which are so many."""
 NEVER_SEEN = FEATURES - 1
 """Which feature is 1 for an item that nobody has touched, and 0 for all others."""
+COLUMNS = ("counts", "last", "first", "known")
+"""What is kept of each item."""
 DAY_S = 86_400.0
 
 Floats = NDArray[np.float32]
@@ -67,7 +69,7 @@ class Popularity:
 
     def copy(self) -> Popularity:
         """One that can be advanced by itself."""
-        columns = {name: getattr(self, name).copy() for name in ("counts", "last", "first", "known")}
+        columns = {name: getattr(self, name).copy() for name in COLUMNS}
         return replace(self, **columns)
 
     def grow(self, items: int) -> None:

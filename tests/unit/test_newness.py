@@ -183,7 +183,7 @@ def test_what_time_alone_changes_is_written_and_written_again_after_redis_was_aw
 
 
 def test_an_old_state_says_that_it_lacks_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.learner.POPULARITY", ("counts", "last", "first"))
+    monkeypatch.setattr("models.learner.COLUMNS", ("counts", "last", "first"))
     learner, _ = trained(spec_of())
     with pytest.raises((KeyError, ValueError)):
         learner.check(learner.state_dict())
