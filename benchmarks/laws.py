@@ -139,7 +139,7 @@ class IdealObserver(OracleEntrant):
 
 def _squares(x_ND: NDArray[np.float64]) -> NDArray[np.float64]:
     """Each row's products of two coordinates, (N, D · D)."""
-    return (x_ND[:, :, None] * x_ND[:, None, :]).reshape(len(x_ND), -1)
+    return (x_ND[:, :, None] * x_ND[:, None, :]).reshape(len(x_ND), x_ND.shape[1] ** 2)
 
 
 class Run:

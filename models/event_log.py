@@ -26,6 +26,9 @@ VALUE_UNIT = 2.0**-16
 """Values are summed as whole multiples of this, so that the sum does not depend on how events were grouped."""
 VALUE_LIMIT = 2.0**30
 
+LEAP = 16
+"""So many events of a user are gone back at once where a long history is looked up."""
+
 
 @dataclass(frozen=True)
 class LogView:
@@ -42,6 +45,8 @@ class LogView:
     time: NDArray[np.float64]
     previous: Ints
     """The same user's previous event, -1 for none."""
+    leap: Ints
+    """The same user's event that is `LEAP` events back, -1 for none."""
     before: Ints
     """The same user's last event of a strictly earlier time, -1 for none."""
     count: NDArray[np.int32]
@@ -70,17 +75,21 @@ class LogView:
         return np.where(known, self.tail[np.where(known, users, 0)], -1) if len(self.tail) else np.full(len(users), -1)
 
     def histories(self, start_B: Ints, length: int) -> Ints:
-        """Positions of the last `length` events from `start_B` back, newest first; (B, L), -1 where there is none."""
-        history_BL = np.full((len(start_B), length), -1, np.int64)
-        if len(self.previous) == 0:
-            return history_BL
-        at_B = start_B
-        for place in range(length):
-            if place % 16 == 0 and not (at_B >= 0).any():
-                break
-            history_BL[:, place] = at_B
-            at_B = np.where(at_B >= 0, self.previous[at_B], -1)
-        return history_BL
+        """Positions of the last events from `start_B` back, newest first; (B, L), -1 where there is none. L is how many
+        the longest history has, at most `length`."""
+        known_B = start_B[start_B >= 0]
+        length = min(length, int(self.count[known_B].max(initial=0)))
+        if not length:
+            return np.full((len(start_B), 0), -1, np.int64)
+        # in strides: `LEAP` walks side by side take one step each as often as there are places in a stride
+        strides = -(-length // LEAP)
+        history_BSL = np.empty((len(start_B), strides, LEAP), np.int64)
+        history_BSL[:, 0, 0] = start_B
+        for stride in range(1, strides):
+            history_BSL[:, stride, 0] = _followed(self.leap, history_BSL[:, stride - 1, 0])
+        for place in range(1, LEAP):
+            history_BSL[:, :, place] = _followed(self.previous, history_BSL[:, :, place - 1])
+        return history_BSL.reshape(len(start_B), -1)[:, :length]
 
     def items_before(self, position_B: Ints) -> list[Ints]:
         """Item rows that each event's user had at strictly earlier times, of all of their history."""
@@ -110,6 +119,11 @@ class LogView:
         return self.chain(int(self.tail[user]) if user < len(self.tail) else -1)
 
 
+def _followed(link: Ints, at: Ints) -> Ints:
+    """Where these links lead from these positions, -1 from nowhere."""
+    return np.where(at >= 0, link[at], -1)
+
+
 class EventLog:
     """The growing columns behind every `LogView`."""
 
@@ -121,6 +135,7 @@ class EventLog:
         self._value = GrowingArray(np.float32)
         self._time = GrowingArray(np.float64)
         self._previous = GrowingArray(np.int64)
+        self._leap = GrowingArray(np.int64)
         self._before = GrowingArray(np.int64)
         self._count = GrowingArray(np.int32)
         self._valued = GrowingArray(np.int32)
@@ -160,7 +175,7 @@ class EventLog:
         self._weight.extend(weight)
         self._value.extend(value)
         self._time.extend(time)
-        for links in (self._previous, self._before):
+        for links in (self._previous, self._leap, self._before):
             links.grow(start + len(user), -1)
         for sums in (self._count, self._valued, self._value_sum):
             sums.grow(start + len(user), 0)
@@ -181,6 +196,10 @@ class EventLog:
         shifted = np.concatenate(([-1], position[:-1]))
         previous = np.where(first, tail[user], shifted)
         self._previous.rows[position] = previous
+        back = position
+        for _ in range(LEAP):
+            back = _followed(self._previous.rows, back)
+        self._leap.rows[position] = back
 
         # strictly earlier: the previous event, or what was before it where it has the same time
         time, before = self._time.rows, self._before.rows
@@ -225,7 +244,7 @@ class EventLog:
         self._item.rows[positions] = -1
         self._value.rows[positions] = np.nan
         self._weight.rows[positions] = 0.0
-        for links in (self._previous, self._before):
+        for links in (self._previous, self._leap, self._before):
             links.rows[positions] = -1
         for sums in (self._count, self._valued, self._value_sum):
             sums.rows[positions] = 0

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from models.event_log import LogView
 from models.histories import Histories
+from models.past import PAST
 from models.popularity import Popularity
 
 Ints = NDArray[np.int64]
@@ -45,8 +46,9 @@ class Examples:
         fresh_B: Ints,
         replayed_B: Ints,
         length: int,
+        known: int = PAST,
     ) -> Examples:
-        """Examples of these log positions."""
+        """Examples of these log positions, with histories of so many events."""
         position_B = np.concatenate((fresh_B, replayed_B))
         item_B = log.item[position_B].astype(np.int64)
         first_B = popularity.first[item_B]
@@ -58,7 +60,9 @@ class Examples:
             weight_B=log.weight[position_B],
             value_B=log.value[position_B],
             time_B=time_B,
-            histories=Histories.from_log(log, log.before[position_B], length, until_B=time_B, now_B=position_B),
+            histories=Histories.from_log(
+                log, log.before[position_B], length, until_B=time_B, now_B=position_B, known=known
+            ),
             cold_B=(first_B < 0) | (first_B >= position_B),
             fresh=len(fresh_B),
         )

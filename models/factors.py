@@ -28,10 +28,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from models.event_log import LogView
 from models.finite import all_finite
-from models.past import PAST
+from models.past import KNOWN
 
 Ints = NDArray[np.int64]
 
@@ -122,8 +123,8 @@ class FactorReading:
     def _posterior(self, row_BP: Tensor) -> tuple[Tensor, Tensor]:
         available_BS, count_B1 = self._available(row_BP)
         known_BP = self._known(row_BP)
-        chosen_BPK = self._mean_NK[torch.where(known_BP, row_BP, 0)]
-        sum_BK = (chosen_BPK * known_BP.unsqueeze(2)).sum(1)
+        first_B = known_BP.sum(1).cumsum(0) - known_BP.sum(1)
+        sum_BK = functional.embedding_bag(row_BP[known_BP], self._mean_NK, first_B, mode="sum")
         size = sum_BK.shape[1]
         theta_BK, precision_BKK = torch.zeros_like(sum_BK), sum_BK.new_zeros(len(sum_BK), size, size)
         for _ in range(NEWTON_STEPS):
@@ -263,13 +264,15 @@ class Factors:
 
 def first_choices(item_BP: Ints, weight_BP: NDArray[np.float32]) -> Ints:
     """The items of pasts (newest first) that were chosen, each where it was chosen first; -1 for all else."""
-    chosen_BP = np.where((item_BP >= 0) & (np.nan_to_num(weight_BP) > 0), item_BP, -1)
-    order_BP = np.argsort(chosen_BP, axis=1, kind="stable")
-    sorted_BP = np.take_along_axis(chosen_BP, order_BP, axis=1)
-    again_BP = np.zeros(chosen_BP.shape, bool)
-    # the places of one item are beside one another, and the newest come first
-    np.put_along_axis(again_BP, order_BP[:, :-1], sorted_BP[:, :-1] == sorted_BP[:, 1:], axis=1)
-    return np.where(again_BP, np.int64(-1), chosen_BP)
+    chosen_BP = np.where((item_BP >= 0) & (weight_BP > 0), item_BP, -1)
+    places = chosen_BP.shape[1]
+    bits = places.bit_length()
+    # sorted as one number, an item's places are beside one another, and the last of them is the oldest
+    sorted_BP = np.sort(chosen_BP << bits | np.arange(places), axis=1)
+    item_BP, place_BP = sorted_BP >> bits, sorted_BP & ((1 << bits) - 1)
+    item_BP[:, :-1][item_BP[:, :-1] == item_BP[:, 1:]] = -1
+    np.put_along_axis(chosen_BP, place_BP, item_BP, axis=1)
+    return chosen_BP
 
 
 def _histories_of(log: LogView, positions: Ints) -> Ints:
@@ -279,7 +282,7 @@ def _histories_of(log: LogView, positions: Ints) -> Ints:
     last_B = np.sort(chosen[::-1][place])
     if len(last_B) > USERS:
         last_B = last_B[np.linspace(0, len(last_B) - 1, USERS).round().astype(np.int64)]
-    past_BP = log.histories(last_B, PAST)
+    past_BP = log.histories(last_B, KNOWN)
     there_BP = past_BP >= 0
     item_BP = np.where(there_BP, log.item[past_BP], -1).astype(np.int64)
     return first_choices(item_BP, np.where(there_BP, log.weight[past_BP], np.nan))

@@ -1,7 +1,7 @@
 # ruff: noqa: N815 (shape suffixes)
 """What the user tower reads: the last events of many users' histories, as arrays of one shape.
 
-Shape suffixes: B users or examples, L places of a history, P places of all of the past that is known, both newest
+Shape suffixes: B users or examples, L places of a history, P places of all of the past that is looked at, both newest
 first.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models import likeness
 from models.event_log import VALUE_UNIT, LogView
-from models.past import PAST, Past
+from models.past import KNOWN, PAST, Past
 
 Ints = NDArray[np.int64]
 
@@ -38,7 +38,8 @@ class Histories:
     value_sum_B: NDArray[np.float64]
     """The sum of these values."""
     past_BP: Ints
-    """Item rows of the last `PAST` events, -1 as in `item_BL`; the first are those of `item_BL`."""
+    """Item rows of the last events, -1 as in `item_BL`; the first are those of `item_BL`. As many places as the longest
+    of these histories needs."""
     weight_BP: NDArray[np.float32]
     """What was done with them weighs so much; NaN where there is no event."""
     age_BP: Ints
@@ -53,20 +54,20 @@ class Histories:
         *,
         until_B: NDArray[np.float64] | None = None,
         now_B: Ints | None = None,
+        known: int = KNOWN,
     ) -> Histories:
         """Histories that end with the events at positions `start_B` (-1: nobody's), seen from the positions `now_B`,
-        the end of the log unless they are given.
+        the end of the log unless they are given; `known` events of them, and no fewer than `length`.
 
         Events of `until_B` or later (they arrived late, after what came before them) are left out.
         """
         if len(log) == 0:
             return cls.empty(len(start_B), length)
-        position_BP = log.histories(start_B, max(PAST, length))
+        position_BP = log.histories(start_B, max(known, length))
         there_BP = position_BP >= 0
         if until_B is not None:
             there_BP = there_BP & (log.time[position_BP] < until_B[:, None])
-        position_BL, there_BL = position_BP[:, :length], there_BP[:, :length]
-        position_BP, there_BP = position_BP[:, :PAST], there_BP[:, :PAST]
+        position_BL, there_BL = (_as_long(one, length) for one in (position_BP, there_BP))
         some_B = start_B >= 0
         now_B1 = np.int64(len(log)) if now_B is None else now_B[:, None]
         return cls(
@@ -94,16 +95,16 @@ class Histories:
             count_B=nothing,
             valued_B=nothing.copy(),
             value_sum_B=np.zeros(users),
-            past_BP=np.full((users, PAST), -1, np.int64),
-            weight_BP=np.full((users, PAST), np.nan, np.float32),
-            age_BP=np.zeros((users, PAST), np.int64),
+            past_BP=np.full((users, 0), -1, np.int64),
+            weight_BP=np.full((users, 0), np.nan, np.float32),
+            age_BP=np.zeros((users, 0), np.int64),
         )
 
     def followed_by(self, older: Histories, since_B: Ints) -> Histories:
-        """These histories with older ones of the same users behind them, `since_B` events ago, as long as before."""
+        """These histories with older ones of the same users behind them, `since_B` events ago."""
         # by time and weight and not by item: the place of a forgotten item is taken
-        order_BL = _order(self.time_BL, older.time_BL)
-        order_BP = _order(self.weight_BP, older.weight_BP)
+        order_BL = _order(self.time_BL, older.time_BL, self.time_BL.shape[1])
+        order_BP = _order(self.weight_BP, older.weight_BP, max(KNOWN, self.time_BL.shape[1]))
         return Histories(
             item_BL=_behind(self.item_BL, older.item_BL, order_BL),
             action_BL=_behind(self.action_BL, older.action_BL, order_BL),
@@ -123,15 +124,16 @@ class Histories:
 
     def past(self) -> Past:
         """What the decayed means of all that was chosen are made of."""
-        return Past.of(self.past_BP, self.weight_BP)
+        return Past.of(self.past_BP[:, :PAST], self.weight_BP[:, :PAST])
 
     def liked(self, half_life: float) -> Past:
         """What was chosen last, decayed so fast."""
         return Past.of(self.past_BP[:, : likeness.EVENTS], self.weight_BP[:, : likeness.EVENTS], half_life)
 
     def chosen(self) -> Past:
-        """All that the users chose, as far as it is known, each choice like any other, in windows of age."""
-        return Past.of(self.past_BP, np.sign(self.weight_BP), np.inf, self.age_BP)
+        """What the users chose, each choice like any other, in windows of age."""
+        weight_BP, age_BP = self.weight_BP[:, :PAST], self.age_BP[:, :PAST]
+        return Past.of(self.past_BP[:, :PAST], np.sign(weight_BP), np.inf, age_BP)
 
     def tensors(self, scale: ValueScale, device: torch.device | str = "cpu") -> HistoryTensors:
         """The same as tensors, values standardised and times turned into gaps."""
@@ -153,10 +155,19 @@ class Histories:
         return HistoryTensors(**tensors, mean=scale.mean, deviation=scale.deviation)
 
 
-def _order(newer: NDArray[Any], older: NDArray[Any]) -> Ints:
-    """Places in the two side by side, those that are NaN last, as many as one of them has."""
+def _as_long(array: NDArray[Any], length: int) -> NDArray[Any]:
+    """So many places, those that it lacks with -1, or False."""
+    lacking = length - array.shape[1]
+    if lacking <= 0:
+        return array[:, :length]
+    blank = np.full((len(array), lacking), -1 if array.dtype != bool else False, array.dtype)
+    return np.concatenate((array, blank), axis=1)
+
+
+def _order(newer: NDArray[Any], older: NDArray[Any], most: int) -> Ints:
+    """Places in the two side by side, those that are NaN last, as many as are needed and no more than `most`."""
     empty = np.isnan(np.concatenate((newer, older), axis=1))
-    return np.argsort(empty, axis=1, kind="stable")[:, : newer.shape[1]]
+    return np.argsort(empty, axis=1, kind="stable")[:, :most]
 
 
 def _behind(newer: NDArray[Any], older: NDArray[Any], order: Ints) -> NDArray[Any]:

@@ -17,8 +17,10 @@ from torch.nn import functional
 
 Ints = NDArray[np.int64]
 
+KNOWN = 1024
+"""How many of a user's events are looked back at, for what they had."""
 PAST = 256
-"""How many of a user's events are known and averaged; those before count for nothing."""
+"""How many of these are averaged."""
 HALF_LIFE = 128.0
 """After so many later events of the same user one counts half."""
 WINDOW_ENDS = (500, 2_000, 8_000, 32_000)

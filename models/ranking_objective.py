@@ -22,6 +22,7 @@ from models.examples import Examples
 from models.fold_in import FoldIn
 from models.full_softmax import FullSoftmax
 from models.objective import Ints, Objective, Step
+from models.past import KNOWN
 from models.readings import Readings
 from models.sampling import sampled_candidates, uniform_negatives
 from models.terms import put_terms
@@ -53,7 +54,9 @@ class Ranking(Objective):
 
     def examples(self, log: LogView, fresh: Ints, replayed: Ints) -> Examples:
         """Positive events, without repeats unless they are to be learned."""
-        examples = super().examples(log, fresh, replayed)
+        return self._wanted(super().examples(log, fresh, replayed))
+
+    def _wanted(self, examples: Examples) -> Examples:
         if self.learner.train.repeats:
             return examples
         return examples.where(~(examples.seen_BP == examples.item_B[:, None]).any(1))
@@ -153,7 +156,10 @@ class Ranking(Objective):
         if learner.spec.head != "dot" or (learner.steps == 0 and not len(learner.optimizer.state)):
             return super().calibration_by(log, positions)
         faded = learner.calibration.faded(len(positions))
-        examples = self.examples(log, positions, positions[:0])
+        usable, nothing = self.usable(log, positions), positions[:0]
+        examples = self._wanted(
+            Examples.build(log, learner.popularity, usable, nothing, learner.spec.events_read, known=KNOWN)
+        )
         if not len(examples):
             return lambda: faded
         popularity, features = learner.popularity.copy(), learner.features.clone()

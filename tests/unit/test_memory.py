@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.event_log import LEAP
 from models.histories import Histories
 from models.memory import SEGMENTS, EventBatch, Memory
 from models.spec import ModelSpec
@@ -169,3 +170,27 @@ def test_histories_are_those_of_a_plain_search_however_events_are_grouped(
             earlier.pop()
         assert log.before[at] == (earlier[-1] if earlier else -1)
         assert log.count[at] == sum(events[n][0] == user for n in range(at + 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    users=st.lists(st.integers(0, 2), min_size=1, max_size=150),
+    cut=st.integers(0, 150),
+    length=st.integers(1, 3 * LEAP),
+    gone=st.sampled_from((None, "u", "v")),
+)
+def test_long_histories_are_the_ends_of_chains(users: list[int], cut: int, length: int, gone: str | None) -> None:
+    memory = Memory(SPEC, ACTIONS)
+    events = [("uvw"[user], f"i{at}", float(at)) for at, user in enumerate(users)]
+    for part in (events[:cut], events[cut:]):
+        if part:
+            memory.append(batch(*part))
+    if gone is not None:
+        memory.forget_user(gone)
+    log = memory.view()
+    starts = np.array([-1, *(at for at in range(len(log)) if log.user[at] >= 0)])
+    found = log.histories(starts, length)
+    expected = [log.chain(start)[:length] for start in starts.tolist()]
+    assert [row[row >= 0].tolist() for row in found] == expected
+    assert found.shape[1] == max(map(len, expected))
+    assert all((row[len(one) :] == -1).all() for row, one in zip(found, expected, strict=True))

@@ -85,7 +85,10 @@ def test_a_history_may_be_longer_than_what_is_averaged(length: int) -> None:
     )  # fmt: skip
     found = Histories.from_log(log.view(), np.array([n - 1]), length)
     assert found.item_BL[0].tolist() == list(range(n - 1, n - 1 - length, -1))
-    assert found.past_BP[0].tolist() == list(range(n - 1, n - 1 - PAST, -1))
+    assert found.past_BP[0].tolist() == list(range(n - 1, -1, -1))
+    assert found.past().row_E.tolist() == found.chosen().row_E.tolist() == list(range(n - 1, n - 1 - PAST, -1))
+    some = Histories.from_log(log.view(), np.array([n - 1]), length, known=PAST)
+    assert some.past_BP[0].tolist() == list(range(n - 1, n - 1 - max(PAST, length), -1))
     both = Histories.empty(1, length).followed_by(found, np.array([0]))
     assert both.item_BL.tolist() == found.item_BL.tolist()
 
@@ -101,7 +104,7 @@ def test_the_past_begins_with_the_history_and_ends_before_the_event() -> None:
     view = log.view()
     whole = Histories.from_log(view, np.array([29]), 20)
     assert (whole.past_BP[0, :20] == whole.item_BL[0]).all()
-    assert whole.past_BP[0, 20:31].tolist() == [*range(9, -1, -1), -1]
+    assert whole.past_BP[0, 20:].tolist() == list(range(9, -1, -1))
     # the last event but one came late: at time 5 only what was before is past
     early = Histories.from_log(view, np.array([29]), 20, until_B=np.array([5.0]))
     assert sorted(early.past().row_E.tolist()) == [0, 1, 2, 3, 4]

@@ -10,7 +10,6 @@ import torch
 from models.histories import Histories
 from models.memory import EventBatch
 from models.overlay import Overlay
-from models.past import PAST
 from models.scorer import VINTAGE_SCALES
 from models.spec import ModelSpec
 from models.vintage import knots_of, vintages
@@ -67,8 +66,8 @@ def test_a_user_of_old_items_is_near_other_old_ones() -> None:
     snapshot._knots = knots_of(snapshot.announced, 4)
     told = torch.from_numpy(snapshot.told(snapshot.likeness_NK, snapshot.announced))
     histories = Histories.empty(1, snapshot.spec.events_read)
-    histories.past_BP[0, :2], histories.weight_BP[0, :2] = (1, 2), 1.0
-    assert histories.past_BP.shape[1] == PAST
+    histories.past_BP, histories.weight_BP = np.array([[1, 2]]), np.ones((1, 2), np.float32)
+    histories.age_BP = np.ones((1, 2), np.int64)
     alike = np.zeros((snapshot.n_items, snapshot.spec.alike_dim), np.float32)
     alike[:, : told.shape[1]] = told
     readings = snapshot.readings(

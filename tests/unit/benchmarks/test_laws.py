@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks import laws
 from benchmarks.baselines import DecayedPopularity
-from benchmarks.prequential import evaluate
+from benchmarks.prequential import Past, evaluate
 from benchmarks.stream import Stream
 from models.ranking import ndcg_at_k
 from streams.simulator import Simulator, World
@@ -59,6 +59,17 @@ def test_the_ideal_observer_comes_to_know_tastes() -> None:
     assert found == sorted(found)
     # who took all items for free at every choice would come to two thirds
     assert found[1] > 0.9 * found[2]
+
+
+def test_of_somebody_who_chose_nothing_yet_the_ideal_observer_knows_appeal_alone() -> None:
+    world: World = replace(laws.world("steady", 0), users=20, items=40, events=200, no_repeat=20)
+    simulator = Simulator(world)
+    past = Past(Stream.of_world(world))
+    ideal, appeal = laws.IdealObserver(past, simulator), AppealAlone(past, simulator)
+    np.testing.assert_allclose(ideal.row(0, [], world.start), appeal.row(0, [], world.start))
+    skipped = np.flatnonzero(~past.positive)[:1].tolist()
+    assert len(skipped) == 1
+    np.testing.assert_allclose(ideal.row(0, skipped, world.start), appeal.row(0, [], world.start))
 
 
 class AppealAlone(laws.OracleEntrant):
