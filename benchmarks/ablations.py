@@ -105,7 +105,7 @@ def _no_popularity() -> Iterator[None]:
 
 @contextmanager
 def _no_calibration() -> Iterator[None]:
-    """Every scale stays 1."""
+    """Every scale stays what it is at first."""
 
     def fitted(self: Calibration, *_: Any, **__: Any) -> Calibration:
         """Believe nothing new."""

@@ -7,9 +7,9 @@ phase to phase: each phase's softmax likelihood is maximised with that belief as
 Fisher scoring), and the belief fades by a half-life in events.
 
 Shape suffixes: B examples, N candidates, T terms of each example (personal, bias, popularity, likeness and vintage at
-each pace, co-occurrence, the fold-in on it by windows of age, that on learned vectors, factors, newness and log counts
-at each half-life, and 1 for an untouched item), S scales, C coefficients: the scales, then those of newness and of log
-counts, then what untouched items get.
+each pace, co-occurrence, the fold-in on it by windows of age, that on learned vectors, factors and departures from them
+by windows, newness and log counts at each half-life, and 1 for an untouched item), S scales, C coefficients: the
+scales, then those of newness and of log counts, then what untouched items get.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from models.scorer import (
     VINTAGE_SCALES,
     Corrections,
     Untouched,
+    neutral_scales,
 )
 
 HALF_LIFE = 2_500.0
 """Events after which a phase's evidence counts half."""
 PRIOR = 5.0
-"""Precision of the initial belief that every scale is 1 and nothing is added."""
+"""Precision of the initial belief that every term is as it is made and nothing is added."""
 FLOOR, CEILING = 0.02, 10.0
 """Bounds of the scales."""
 MOST_UNTOUCHED = 8.0
@@ -83,7 +84,9 @@ LONGEST_STEP = 1.0
 class Calibration:
     """The belief about the coefficients: its mean (C,), and what was learned about it (precision, (C, C))."""
 
-    mean: Tensor = field(default_factory=lambda: (torch.arange(COEFFICIENTS) < SCALES).double())
+    mean: Tensor = field(
+        default_factory=lambda: torch.cat((neutral_scales().clamp(FLOOR), torch.zeros(COEFFICIENTS - SCALES))).double()
+    )
     evidence: Tensor = field(default_factory=lambda: torch.zeros(COEFFICIENTS, COEFFICIENTS, dtype=torch.float64))
 
     @property

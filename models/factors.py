@@ -5,7 +5,8 @@ share of all choices, θ_u ~ N(0, I) and v_i ~ N(0, diag α): a factorisation of
 (McFadden 1974) for its likelihood. All of it is inferred, with no rate that would have to suit a stream:
 
 - θ_u by Newton's method and Laplace's approximation, from all that is known of what the user chose, and the items'
-  uncertainty, which is a ridge on θ in the dimensions that little is known of;
+  uncertainty, which is a ridge on θ in the dimensions that little is known of; and, where wants may have turned, by how
+  much the choices of each window of age depart from it;
 - v_i as a Gaussian with a precision a coordinate, by natural-gradient steps on whole histories of the users of each
   block (Hoffman, Blei, Wang & Paisley, "Stochastic variational inference", 2013; Khan & Lin, "Conjugate-computation
   variational inference", 2017);
@@ -16,8 +17,8 @@ share of all choices, θ_u ~ N(0, I) and v_i ~ N(0, diag α): a factorisation of
 Unlike `models.cooccurrence` it knows that choices use items up, and how sure it is of anything; unlike the tower's
 vectors it has no more dimensions than there is evidence for.
 
-Shape suffixes: N items, S those of them that stand for all, B users, P places of the past (newest first), K dimensions,
-H pairs of two of them.
+Shape suffixes: N items, S those of them that stand for all, B users, P places of the past (newest first), W windows of
+age, K dimensions, H pairs of two of them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torch.nn import functional
 
 from models.event_log import LogView
 from models.finite import all_finite
-from models.past import KNOWN
+from models.past import KNOWN, WINDOW_ENDS, WINDOWS
 
 Ints = NDArray[np.int64]
 
@@ -85,13 +86,38 @@ class FactorReading:
         nothing. Items whose counts have run out say nothing: there is no share by which they were to be expected."""
         return self.posterior(row_BP)[0]
 
+    def by_window(self, row_BP: Tensor, age_BP: Tensor) -> Tensor:
+        """θ, then by how much it would move for what was chosen in each window of age, of ages in events, less what it
+        expects there; (B, 1 + W, K)."""
+        if not len(self.row_S) or not row_BP.shape[1]:
+            return self._mean_NK.new_zeros(len(row_BP), 1 + WINDOWS, self._mean_NK.shape[1])
+        pairs = zip(torch.split(row_BP, BLOCK_USERS), torch.split(age_BP, BLOCK_USERS), strict=True)
+        return torch.cat([self._by_window(*pair) for pair in pairs])
+
+    def _by_window(self, row_BP: Tensor, age_BP: Tensor) -> Tensor:
+        available = self._available(row_BP)
+        theta_BK, precision_BKK = self._posterior(row_BP, *available)
+        mean_BK = self._chances(theta_BK, *available) @ self._mean_SK
+        known_BP = self._known(row_BP)
+        user_E = torch.nonzero(known_BP)[:, 0]
+        window_E = torch.bucketize(age_BP[known_BP], torch.tensor(WINDOW_ENDS, device=age_BP.device), right=True)
+        place_E, places = user_E * WINDOWS + window_E, len(row_BP) * WINDOWS
+        count_BW1 = torch.bincount(place_E, minlength=places).view(len(row_BP), WINDOWS, 1)
+        chosen_XK = mean_BK.new_zeros(places, mean_BK.shape[1])
+        chosen_XK.index_add_(0, place_E, self._mean_NK[row_BP[known_BP]])
+        expected_BWK = count_BW1 / count_BW1.sum(1, keepdim=True).clamp(min=1) * mean_BK.unsqueeze(1)
+        beyond_BWK = chosen_XK.view(expected_BWK.shape) - expected_BWK
+        # the precision is symmetric
+        departure_BWK = torch.linalg.solve(precision_BKK, beyond_BWK, left=False)
+        return torch.cat((theta_BK.unsqueeze(1), departure_BWK), dim=1)
+
     def posterior(self, row_BP: Tensor) -> tuple[Tensor, Tensor]:
         """θ (B, K) and its precision (B, K, K)."""
         size = self._mean_SK.shape[1]
         if not len(self.row_S):
             eye_KK = torch.eye(size, device=row_BP.device)
             return eye_KK.new_zeros(len(row_BP), size), eye_KK.expand(len(row_BP), size, size)
-        parts = [self._posterior(part_BP) for part_BP in torch.split(row_BP, BLOCK_USERS)]
+        parts = [self._posterior(part_BP, *self._available(part_BP)) for part_BP in torch.split(row_BP, BLOCK_USERS)]
         thetas, precisions = zip(*parts, strict=True)
         return torch.cat(thetas), torch.cat(precisions)
 
@@ -120,8 +146,7 @@ class FactorReading:
     def _chances(self, theta_BK: Tensor, available_BS: Tensor, count_B1: Tensor) -> Tensor:
         return count_B1 * torch.addmm(available_BS, theta_BK, self._mean_SK.T).softmax(1)
 
-    def _posterior(self, row_BP: Tensor) -> tuple[Tensor, Tensor]:
-        available_BS, count_B1 = self._available(row_BP)
+    def _posterior(self, row_BP: Tensor, available_BS: Tensor, count_B1: Tensor) -> tuple[Tensor, Tensor]:
         known_BP = self._known(row_BP)
         first_B = known_BP.sum(1).cumsum(0) - known_BP.sum(1)
         sum_BK = functional.embedding_bag(row_BP[known_BP], self._mean_NK, first_B, mode="sum")

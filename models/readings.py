@@ -45,8 +45,8 @@ class Readings:
     """Beside their co-occurrence."""
     folded_BWK: Tensor
     """Beside it too."""
-    factors_BK: Tensor
-    """Beside their factors."""
+    factors_BWK: Tensor
+    """Beside their factors: by all choices, then how those of each window depart from it."""
     taste_BWD: Tensor | None
     """Beside their learned vectors; None where a network reads those."""
 
@@ -69,6 +69,7 @@ class Readings:
         liked, chosen = histories.liked(cooccurrence.RECENT_HALF_LIFE), histories.chosen()
         told_BPK = torch.stack([told(pace) for pace in paces], dim=1)
         row_BP = torch.from_numpy(first_choices(histories.past_BP, histories.weight_BP))
+        device = factors.row_S.device
         counts_BW = chosen.counts_X.reshape(-1, WINDOWS)
 
         def fold(reading: FoldIn, mean_XK: Tensor) -> Tensor:
@@ -79,6 +80,6 @@ class Readings:
             vintage_BPK=vintage.WEIGHT * told_BPK[..., likeness_dim:],
             together_BK=cooccurrence.WEIGHT * together(liked),
             folded_BWK=fold_in.WEIGHT * fold(folded, together(chosen)),
-            factors_BK=factors(row_BP.to(factors.row_S.device)),
+            factors_BWK=factors.by_window(row_BP.to(device), torch.from_numpy(histories.age_BP).to(device)),
             taste_BWD=None if taste is None else fold(taste, personal(chosen)),
         )

@@ -3,18 +3,18 @@
     score(u, i) = ⟨s_len · u + Σ_k s_taste,k · τ_uk, e_i⟩ + s_bias · b_i + s_pop · (⟨q_u, P_i⟩ + a_i)
                 + Σ_p s_like,p · ⟨r_up, r_i⟩ + Σ_p s_vint,p · ⟨h_up, h_i⟩
                 + ⟨s_co · w_u + Σ_k s_fold,k · θ_uk, w_i⟩
-                + s_fac · ⟨η_u, v_i⟩
+                + ⟨s_fac · η_u + Σ_k s_turn,k · δ_uk, v_i⟩
 
 e_i is the item's content plus its own residual, b_i its bias; u reads e_h plus a context vector of each item h of the
 history; P_i and a_i come from how popular and how old the item is, and q_u from how popular and old the user's recent
 items were; r_i is what was announced with the item (`models.likeness`), h_i when it was (`models.vintage`), w_i who
 chose it (`models.cooccurrence`), v_i and η_u are factors (`models.factors`). r_up, h_up (at two paces) and w_u are the
-means of those of the user's items, θ_uk and τ_uk what the user's choices of the k-th window of age say by w and by e
-(`models.readings`). The s are calibration: fitted on events before the weights learn from them, and so is what newness,
-counts at each half-life, and having been touched by nobody add to an item's a_i. Published, an item is
-[e | b, a, P (, r) (, h) (, w) (, v) (, 1)] and a user [s_len u + Σ s_taste τ | s_bias, s_pop, s_pop q (, Σ s_like r)
-(, Σ s_vint h) (, s_co w + Σ s_fold θ) (, s_fac η) (, base)]. For ratings it is what `models.value_regression` makes of
-this one (with no scales) and of the values that the user gave.
+means of those of the user's items, θ_uk and τ_uk what the user's choices of the k-th window of age say by w and by e,
+δ_uk how these choices depart from η_u (`models.readings`). The s are calibration: fitted on events before the weights
+learn from them, and so is what newness, counts at each half-life, and having been touched by nobody add to an item's
+a_i. Published, an item is [e | b, a, P (, r) (, h) (, w) (, v) (, 1)] and a user [s_len u + Σ s_taste τ | s_bias,
+s_pop, s_pop q (, Σ s_like r) (, Σ s_vint h) (, s_co w + Σ s_fold θ) (, s_fac η + Σ s_turn δ) (, base)]. For ratings it
+is what `models.value_regression` makes of this one (with no scales) and of the values that the user gave.
 
 Shape suffixes: B users or examples, N items, L places of a history, D vector size, E extras, K popularity features.
 """
@@ -54,7 +54,8 @@ FOLD_IN_SCALES = slice(COOCCURRENCE_SCALE + 1, COOCCURRENCE_SCALE + 1 + WINDOWS)
 TASTE_SCALES = slice(FOLD_IN_SCALES.stop, FOLD_IN_SCALES.stop + WINDOWS)
 """Where calibration has the scales of each term; those of the personal one, by length of history, come first."""
 FACTORS_SCALE = TASTE_SCALES.stop
-SCALES = FACTORS_SCALE + 1
+DEPARTURE_SCALES = slice(FACTORS_SCALE + 1, FACTORS_SCALE + 1 + WINDOWS)
+SCALES = DEPARTURE_SCALES.stop
 
 Features = Mapping[str, tuple[Tensor, Tensor]]
 """Modality → vectors (B, D) or (B, F, D), and how many vectors each row has (B,), 0 where it is missing."""
@@ -265,7 +266,8 @@ class Scorer(nn.Module):
             rest.append(torch.einsum("p,bpk->bk", scales[VINTAGE_SCALES], readings.vintage_BPK))
             folded_BK = torch.einsum("w,bwk->bk", scales[FOLD_IN_SCALES], readings.folded_BWK)
             rest.append(scales[COOCCURRENCE_SCALE] * readings.together_BK + folded_BK)
-            rest.append(scales[FACTORS_SCALE] * readings.factors_BK)
+            factors = slice(FACTORS_SCALE, DEPARTURE_SCALES.stop)
+            rest.append(torch.einsum("w,bwk->bk", scales[factors], readings.factors_BWK))
             if readings.taste_BWD is not None:
                 direct = direct + torch.einsum("w,bwd->bd", scales[TASTE_SCALES], readings.taste_BWD)
         if self.regression is None:
@@ -333,5 +335,7 @@ def one_each(vectors: Tensor, lengths_N: Tensor) -> Tensor:
 
 
 def neutral_scales(device: torch.device | str = "cpu") -> Tensor:
-    """Every term as the weights have it."""
-    return torch.ones(SCALES, device=device)
+    """Every term as it is made, and nothing departs from what all of a user's choices say."""
+    scales = torch.ones(SCALES, device=device)
+    scales[DEPARTURE_SCALES] = 0
+    return scales

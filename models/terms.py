@@ -37,7 +37,7 @@ def put_terms(
         (readings.together_BK.unsqueeze(1), chosen_by),
         (readings.folded_BWK, chosen_by),
         (readings.taste_BWD, item_NV[:, :d]),
-        (readings.factors_BK.unsqueeze(1), factor),
+        (readings.factors_BWK, factor),
     )
     at = 0
     for mine, theirs in pairs:

@@ -11,6 +11,7 @@ from models import factors
 from models.cooccurrence import Cooccurrence
 from models.event_log import EventLog
 from models.factors import FactorReading, Factors, first_choices
+from models.past import WINDOW_ENDS, WINDOWS
 from tests.unit.test_cooccurrence import log_of
 
 Floats = NDArray[np.float64]
@@ -91,6 +92,34 @@ def test_a_users_vector_is_the_likeliest(monkeypatch: pytest.MonkeyPatch) -> Non
     (gradient,) = torch.autograd.grad(posterior, theta)
     torch.testing.assert_close(gradient, torch.zeros(3, dtype=torch.float64), atol=1e-4, rtol=0)
     assert float(theta.detach().norm()) > 0.1
+
+
+def test_windows_depart_to_where_what_was_chosen_then_leads() -> None:
+    draw = torch.Generator().manual_seed(2)
+    # half of the items are to the right, half to the left
+    mean_NK = (
+        torch.randn(40, 2, generator=draw) * 0.3 + torch.tensor([1.0, 0.0]) * (torch.arange(40) % 2 * 2 - 1)[:, None]
+    )
+    reading = FactorReading(mean_NK, torch.full((40, 2), 1e9), torch.ones(40).double())
+    right, left = torch.arange(1, 17, 2), torch.arange(0, 16, 2)
+    turned = torch.cat((right, left)).unsqueeze(0)
+    end = WINDOW_ENDS[0]
+    young, old = torch.arange(1, 9) + end - 9, torch.arange(8) + end
+    theta_1K, whole_1WK = reading(turned), reading.by_window(turned, torch.cat((young, old)).unsqueeze(0))
+    assert whole_1WK.shape == (1, 1 + WINDOWS, 2)
+    torch.testing.assert_close(whole_1WK[:, 0], theta_1K)
+    # eight of each: neither side is wanted more by all, and each window by its own
+    assert abs(float(theta_1K[0, 0])) < 0.3
+    assert float(whole_1WK[0, 1, 0]) > 0.3
+    assert float(whole_1WK[0, 2, 0]) < -0.3
+    assert not whole_1WK[0, 3:].any()
+    # together they are as far as the prior draws θ back
+    _, precision_1KK = reading.posterior(turned)
+    ridge_1K = (precision_1KK @ whole_1WK[:, 1:].sum(1).unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(ridge_1K, theta_1K, atol=0.05, rtol=0.05)
+    nobody = reading.by_window(torch.full((2, 3), -1), torch.ones(2, 3, dtype=torch.int64))
+    assert not nobody.any()
+    assert not reading.by_window(turned[:, :0], turned[:, :0]).any()
 
 
 def test_little_known_items_move_a_user_less() -> None:

@@ -133,15 +133,17 @@ def test_row_table_moves_only_active_rows_and_remembers_their_gradients() -> Non
 
 
 FOLDED, TASTE = [1.2, 0.9, 0.5, 1.4, 0.7], [0.8, 0.3, 1.1, 0.6, 1.0]
+DEPARTED = [0.5, 1.2, 0.3, 0.9, 0.7]
 NEW = [1.4, -0.6, 0.5]
 COUNTED = [0.3, -0.2, 0.4, 0.0, -0.5, 0.1, 0.2, -0.3]
 LIKE, VINTAGE = [0.6, 1.1], [0.5, 0.9]
 TRUTH = torch.tensor(
-    [0.4, 1.5, 0.8, *LIKE, *VINTAGE, 0.9, *FOLDED, *TASTE, 1.3, *NEW, *COUNTED, -1.2, -0.5, 0.8, -0.3]
+    [0.4, 1.5, 0.8, *LIKE, *VINTAGE, 0.9, *FOLDED, *TASTE, 1.3, *DEPARTED, *NEW, *COUNTED, -1.2, -0.5, 0.8, -0.3]
 )  # fmt: skip
 """Scales of the personal term, the bias, the popularity, the likeness and the vintage at each pace, the co-occurrence,
-the two fold-ins by windows of age and the factors; what newness and log counts add at each half-life; what untouched
-items get; by what shares what was learned of them, their likeness and their vintage count for less or more."""
+the two fold-ins by windows of age, the factors and how windows depart from them; what newness and log counts add at
+each half-life; what untouched items get; by what shares what was learned of them, their likeness and their vintage
+count for less or more."""
 SHARES = ([0, *range(8 + len(FOLDED), 8 + len(FOLDED) + len(TASTE))], [3, 4], [5, 6])
 """Terms of learned vectors, of likeness and of vintage."""
 TERMS = len(TRUTH) - len(SHARES)
