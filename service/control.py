@@ -108,7 +108,7 @@ def _command_without_daemon(config: Config, name: str, args: Mapping[str, Any]) 
             clock=time.time,
             adopt_shadow=name == "promote-shadow",
         )
-        engine.publisher = Publisher(
+        engine.served.publisher = Publisher(
             sink=sink,
             live=Live(),
             fast_path=None,
@@ -119,7 +119,7 @@ def _command_without_daemon(config: Config, name: str, args: Mapping[str, Any]) 
             writer=state.identity.state_id,
         )
         if not args.get("dry_run"):
-            engine.publisher.claim()
+            engine.served.publisher.claim()
             if not engine.adopted:  # else what is served does not fit `[model]`, and is about to be replaced
                 reconcile(engine)
         return carry_out(engine, name, args)

@@ -173,7 +173,7 @@ class Daemon:
             clock=self.clock,
             writer=self.state.identity.state_id,
         )
-        engine.publisher = publisher
+        engine.served.publisher = publisher
         self.learning = Learning(
             engine=engine,
             publisher=publisher,

@@ -29,21 +29,20 @@ from service.expiry import expire
 from service.hold import Hold
 from service.id_limits import TOO_MANY_IDS, IdLimits
 from service.intent import Intent, IntentFile
-from service.live import SINK_TROUBLE
 from service.manifest import CheckpointFacts, Manifest
 from service.metrics import Metrics
 from service.model_changes import settings
-from service.phase_log import Decision, PhaseLine, PhaseLog
+from service.phase_line import line_of
+from service.phase_log import PhaseLine, PhaseLog
 from service.phase_metrics import count_phase, time_phase
 from service.prequential import CHUNK, measure
 from service.promotion import Verdict
-from service.publication import PublicationError, Publisher
 from service.resuming import Checkpoints
 from service.sealed import content_explained, damaged
+from service.served import Served
 from service.state_dir import StateDirectory
 from service.tombstones import Tombstones
 from service.trainer import Attempt, State, torch_threads, training_threads
-from streams.events import Item, User
 from streams.source_types import TopicPartition
 from streams.user_ids import fingerprint
 
@@ -78,8 +77,6 @@ class Engine:
         self.intents = IntentFile(state.layout.intent)
         self.tombstones = Tombstones(state.layout.tombstones)
         self.hold = Hold(state.path)
-        self.publisher: Publisher | None = None
-        """None where nothing is published: replay."""
         self.on_learned: Callable[[Offsets], None] = _nobody
         """Told the offsets of each phase once they are in a checkpoint."""
         self.on_over_limit: Callable[[Sequence[Arrival]], None] = _say_over_limit
@@ -87,8 +84,6 @@ class Engine:
         self.limits = IdLimits(config.events)
         self.waiting: Callable[[Offsets], int | None] = _unknown
         """Says how many interactions lie behind these offsets; None where nobody knows."""
-        self.unpublished = False
-        """The champion is not in Redis yet: it was away."""
         self.cluster_id: str | None = None
         """Kafka's, once a daemon has seen it; None while offsets are those of files or of nothing."""
         self.evaluation_chunk = CHUNK
@@ -109,6 +104,7 @@ class Engine:
         self.adopted = resumed.adopted
         """The weights are those of the last checkpoint's shadow; what is served has another `[model]`."""
         self.parent_snapshot = self._sound(self.trainer.snapshot(version=self.parent or 0))
+        self.served = Served(self.store, self.phase_log, self.metrics)
         crash_point("start.restored")
         # Looked up when asked for: a verb changes both between two phases, and whoever gave it may look at once.
         self.metrics.version.set_function(lambda: self.parent or 0)
@@ -188,7 +184,7 @@ class Engine:
         intent = Intent(
             parent=self.parent,
             phase=self.phase,
-            version=self.store.allot(0 if self.publisher is None else self.publisher.least_version()),
+            version=self.store.allot(self.served.least_version),
             start=_plain(phase.start),
             end=_plain(phase.end),
             now=phase.closed_at,
@@ -265,36 +261,11 @@ class Engine:
         stages: Mapping[str, float],
     ) -> PhaseLine:
         """Saves what was decided, offsets and weights together, and makes it what learning resumes from."""
-        topic = self.config.kafka.interactions_topic
-        decision: Decision = "empty" if verdict is None else verdict.decision
-        line = PhaseLine(
-            phase=intent.phase,
-            version=intent.version,
-            decision=decision,
-            reason="No new interactions; offsets and content are kept." if verdict is None else verdict.reason,
-            start=intent.start,
-            end=intent.end,
-            events=len(collected.batch),
-            duplicates=collected.duplicates,
-            rejected=phase.rejected + collected.over_limit,
-            over_limit=collected.over_limit,
-            skipped=phase.skipped(topic),
-            lost=phase.lost,
-            late=collected.late,
-            items=sum(isinstance(arrival.event, Item) for arrival in collected.content),
-            users=sum(isinstance(arrival.event, User) for arrival in collected.content),
-            watermark=intent.watermark if intent.watermark is not None else self.watermark,
-            opened_at=intent.opened_at,
-            closed_at=intent.now,
-            metrics={
-                **measured,
-                **attempt.metrics,
-                CAUGHT_UP: float(intent.caught_up),
-                **({} if verdict is None else verdict.metrics),
-            },
-            stages=dict(stages),
-        )
-        self._save(line, phase.maxima, refused=decision in ("refused", "empty"))
+        line = line_of(
+            phase, collected, measured, attempt, verdict, intent, stages,
+            watermark=self.watermark, topic=self.config.kafka.interactions_topic,
+        )  # fmt: skip
+        self._save(line, phase.maxima, refused=line.decision in ("refused", "empty"))
         count_phase(self.metrics, line, verdict, self.trainer.memory)
         self.metrics.rejected.labels(reason=TOO_MANY_IDS).inc(len(collected.over))
         self.metrics.replay_ratio.set(intent.replay_ratio)
@@ -359,40 +330,15 @@ class Engine:
 
     # 7. Publish, 8. swap
 
-    def publish(self, snapshot: Snapshot, learned: Offsets, event_time: float | None) -> None:
-        """Puts `snapshot` in front of readers, or, with Redis away, remembers that it has to be."""
-        if self.publisher is None:
-            self.store.set_champion(snapshot.version)
-            return
-        try:
-            at = self.publisher.publish(snapshot, learned=learned, event_time=event_time)
-        except (*SINK_TROUBLE, PublicationError) as error:
-            self.store.set_champion(snapshot.version)
-            self.unpublished = True
-            log.warning("the new version is not published yet", version=snapshot.version, error=str(error))
-            return
-        self.unpublished = False
-        self.phase_log.published(snapshot.version, at)
-        self.metrics.champion_version.set(snapshot.version)
-
     def publish_champion(self, version: int) -> None:
         """Publishes the champion on disk, which readers do not have yet. Raises SinkUnavailable."""
-        assert self.publisher is not None
-        at = self.publisher.publish(
-            self.champion_snapshot(version), learned=self.kafka_offsets, event_time=self.watermark, champion=False
-        )
-        self.unpublished = False
-        self.phase_log.published(version, at)
+        self.served.publish_champion(self.champion_snapshot(version), self.kafka_offsets, self.watermark)
 
     def serve_published(self, version: int) -> None:
         """The champion is in Redis already, from before a restart: take it up, with what has come since."""
-        assert self.publisher is not None
-        self.unpublished = False
-        current = self.publisher.live.current
-        if current is None or current.version != version:
-            at = self.publisher.adopt(self.champion_snapshot(version), self.kafka_offsets)
-            if any(line.version == version and line.published_at is None for line in self.phase_log.lines()):
-                self.phase_log.published(version, at)  # a crash had come between the flip and this
+        self.served.unpublished = False
+        if not self.served.has(version):
+            self.served.take_up(self.champion_snapshot(version), self.kafka_offsets)
 
     def champion_snapshot(self, version: int) -> Snapshot:
         """The served version's weights over today's catalogue and histories. Raises StateError."""

@@ -61,7 +61,7 @@ def rollback(engine: Engine, *, to: int | None, relearn: bool, dry_run: bool) ->
     version = serve_again(
         engine, target, reason=f"Rolled back by hand to version {target}.", rolled_back=True, relearn=relearn
     )
-    return {**said, "version": version, "published": not engine.unpublished}
+    return {**said, "version": version, "published": not engine.served.unpublished}
 
 
 def roll_back_below_floor(engine: Engine) -> None:
@@ -91,7 +91,7 @@ def promote(engine: Engine, *, version: int, dry_run: bool) -> dict[str, Any]:
         return said
     new = serve_again(engine, target, reason=f"Promoted by hand from version {target}.")
     engine.hold.release()
-    return {**said, "version": new, "published": not engine.unpublished}
+    return {**said, "version": new, "published": not engine.served.unpublished}
 
 
 def promote_shadow(engine: Engine, *, dry_run: bool) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def promote_shadow(engine: Engine, *, dry_run: bool) -> dict[str, Any]:
     return {
         **said,
         "version": version,
-        "published": not engine.unpublished,
+        "published": not engine.served.unpublished,
         **({} if engine.adopted else {"next": advice}),
     }
 
@@ -156,7 +156,7 @@ def _serve(
     assert engine.parent is not None
     assert engine.manifest is not None
     latest = engine.manifest
-    version = engine.store.allot(1 if engine.publisher is None else engine.publisher.least_version())
+    version = engine.store.allot(engine.served.least_version)
     facts = CheckpointFacts(
         created_at=engine.clock(),
         decision="promoted",
@@ -177,7 +177,7 @@ def _serve(
         engine.go_on_from(manifest, trainer_state)
     snapshot = engine.trainer.snapshot(version=version, state=trainer_state)
     engine.trainer.crown(snapshot)
-    engine.publish(snapshot, latest.offsets, latest.watermark)
+    engine.served.publish(snapshot, latest.offsets, latest.watermark)
     log.info("serving other weights by hand, or to mend Redis", version=version, weights_of=weights_of, reason=reason)
     return version
 
@@ -188,7 +188,7 @@ def reconcile(engine: Engine) -> str | None:
 
     Raises SinkUnavailable if Redis is away.
     """
-    publisher = engine.publisher
+    publisher = engine.served.publisher
     champion = engine.store.champion()
     if publisher is None or champion is None:
         return None
@@ -199,7 +199,9 @@ def reconcile(engine: Engine) -> str | None:
     ours = pointer is not None and pointer.version == champion and pointer.writer == publisher.writer
     if ours:
         engine.serve_published(champion)
-    if ours or (pointer is None and current is not None and current.version == champion and not engine.unpublished):
+    if ours or (
+        pointer is None and current is not None and current.version == champion and not engine.served.unpublished
+    ):
         return publisher.mend()
     if pointer is not None and pointer.version >= champion:
         whose = "which is not on disk any more" if pointer.writer == publisher.writer else "of another state directory"

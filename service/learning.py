@@ -81,7 +81,7 @@ class Learning:
 
     def idle_after(self, finished: threading.Event) -> bool:
         """Whether, `finished` being set, there is nothing left to learn or publish."""
-        published = self._reconciled and not self._engine.unpublished and not self._fast_path.sink_lost
+        published = self._reconciled and not self._engine.served.unpublished and not self._fast_path.sink_lost
         # A phase is unfinished from when intake puts it until it has been run: no moment in between looks idle.
         return finished.is_set() and self._phases.unfinished_tasks == 0 and published
 
@@ -147,7 +147,7 @@ class Learning:
     def _look_after_redis(self) -> None:
         """At start, after an absence, and every so often: what the disk says is served is in Redis."""
         now = self._ticks()
-        lost = self._fast_path.sink_lost or self._engine.unpublished or not self._reconciled
+        lost = self._fast_path.sink_lost or self._engine.served.unpublished or not self._reconciled
         if now - (self._mended if lost else self._watched) < (MEND_S if lost else WATCH_S):
             return
         self._mended = self._watched = now

@@ -128,11 +128,11 @@ def test_what_is_served_is_published_again_as_a_version_of_its_own(tmp_path: Pat
     with StateDirectory.open(config.state_dir, config.namespace) as state:
         for model in (BOTH, IMAGE):
             engine = open_engine(state, tmp_path, model)
-            engine.publisher = Publisher(
+            engine.served.publisher = Publisher(
                 sink=sink, live=Live(), fast_path=None, store=engine.store, config=engine.config.publish,
                 metrics=engine.metrics, clock=time.time, writer=state.identity.state_id,
             )  # fmt: skip
-            engine.publisher.claim()
+            engine.served.publisher.claim()
             served = engine.store.champion()
             said = reconcile(engine)
             pointer = sink.pointer()

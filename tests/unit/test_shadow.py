@@ -220,11 +220,11 @@ def opened(config: Config, *, adopt_shadow: bool = False) -> Iterator[tuple[Engi
         engine = Engine(
             config=config, state=state, metrics=Metrics(CollectorRegistry()), clock=time.time, adopt_shadow=adopt_shadow
         )  # fmt: skip
-        engine.publisher = Publisher(
+        engine.served.publisher = Publisher(
             sink=sink, live=Live(), fast_path=None, store=engine.store, config=config.publish,
             metrics=engine.metrics, clock=time.time, writer=state.identity.state_id,
         )  # fmt: skip
-        engine.publisher.claim()
+        engine.served.publisher.claim()
         yield engine, sink
 
 
