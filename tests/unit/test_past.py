@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.event_log import EventLog
+from models.event_log import EventLog, LogView
 from models.histories import Histories
-from models.past import HALF_LIFE, PAST, WINDOW_ENDS, WINDOWS, Past
+from models.past import HALF_LIFE, KNOWN, PAST, WINDOW_ENDS, WINDOWS, Past
 
 VECTORS = torch.arange(12.0).reshape(6, 2) ** 1.5
 
@@ -91,6 +91,30 @@ def test_a_history_may_be_longer_than_what_is_averaged(length: int) -> None:
     assert some.past_BP[0].tolist() == list(range(n - 1, n - 1 - max(PAST, length), -1))
     both = Histories.empty(1, length).followed_by(found, np.array([0]))
     assert both.item_BL.tolist() == found.item_BL.tolist()
+
+
+@pytest.mark.parametrize("since", [0, 3, KNOWN - 1, KNOWN + 20])
+def test_what_came_since_and_what_was_before_are_one_past(since: int) -> None:
+    n, length = KNOWN + 50, 7
+
+    def log_of(start: int, stop: int) -> LogView:
+        log = EventLog()
+        log.add_user()
+        item, k = np.arange(start, stop), stop - start
+        log.append(
+            user=np.zeros(k, np.int64), item=item, action=np.zeros(k, np.int64), weight=np.ones(k, np.float32),
+            value=np.full(k, np.nan, np.float32), time=item.astype(np.float64),
+        )  # fmt: skip
+        return log.view()
+
+    whole, before, after = log_of(0, n), log_of(0, n - since), log_of(n - since, n)
+    tail = np.array([0])
+    expected = Histories.from_log(whole, whole.tails(tail), length)
+    older = Histories.from_log(before, before.tails(tail), length)
+    found = Histories.from_log(after, after.tails(tail), length).followed_by(older, np.array([since]))
+    for name, array in vars(expected).items():
+        np.testing.assert_array_equal(getattr(found, name), array, err_msg=name)
+    assert found.past_BP.shape == (1, KNOWN)
 
 
 def test_the_past_begins_with_the_history_and_ends_before_the_event() -> None:
