@@ -199,6 +199,8 @@ class EventLog:
         back = position
         for _ in range(LEAP):
             back = _followed(self._previous.rows, back)
+            if not (back >= 0).any():
+                break
         self._leap.rows[position] = back
 
         # strictly earlier: the previous event, or what was before it where it has the same time

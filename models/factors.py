@@ -101,10 +101,12 @@ class FactorReading:
         known_BP = self._known(row_BP)
         user_E = torch.nonzero(known_BP)[:, 0]
         window_E = torch.bucketize(age_BP[known_BP], torch.tensor(WINDOW_ENDS, device=age_BP.device), right=True)
-        place_E, places = user_E * WINDOWS + window_E, len(row_BP) * WINDOWS
-        count_BW1 = torch.bincount(place_E, minlength=places).view(len(row_BP), WINDOWS, 1)
-        chosen_XK = mean_BK.new_zeros(places, mean_BK.shape[1])
-        chosen_XK.index_add_(0, place_E, self._mean_NK[row_BP[known_BP]])
+        # newest first, so that one window's stand beside one another
+        count_X = torch.bincount(user_E * WINDOWS + window_E, minlength=len(row_BP) * WINDOWS)
+        chosen_XK = functional.embedding_bag(
+            row_BP[known_BP], self._mean_NK, count_X.cumsum(0) - count_X, mode="sum"
+        )  # fmt: skip
+        count_BW1 = count_X.view(len(row_BP), WINDOWS, 1)
         expected_BWK = count_BW1 / count_BW1.sum(1, keepdim=True).clamp(min=1) * mean_BK.unsqueeze(1)
         beyond_BWK = chosen_XK.view(expected_BWK.shape) - expected_BWK
         # the precision is symmetric

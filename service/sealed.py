@@ -20,7 +20,8 @@ from service.errors import CorruptCheckpoint, HeadwaterError, OtherFormat
 FORMAT = 8
 """Version of everything in the state directory: files, their names and fields, and what a learner's state consists of.
 Since 2 it has co-occurrence, since 3 what was chosen of late; since 4 variances of ratings as multiples of what they
-start as; since 5 windows of age; since 6 factors and vintage; since 7 since which event items are known."""
+start as; since 5 windows of age; since 6 factors and vintage; since 7 since which event items are known; since 8
+scales of how windows of age depart from factors."""
 
 _TAIL = b',\n  "digest": "%s"\n}\n'
 _TAIL_BYTES = len(_TAIL % b"") + 64
