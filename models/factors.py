@@ -87,8 +87,8 @@ class FactorReading:
         return self.posterior(row_BP)[0]
 
     def by_window(self, row_BP: Tensor, age_BP: Tensor) -> Tensor:
-        """θ, then by how much it would move for what was chosen in each window of age, of ages in events, less what it
-        expects there; (B, 1 + W, K)."""
+        """θ, then by how much it would move for what was chosen in each window of age less what it expects there;
+        (B, 1 + W, K). `age_BP`: how many events ago each was, ascending."""
         if not len(self.row_S) or not row_BP.shape[1]:
             return self._mean_NK.new_zeros(len(row_BP), 1 + WINDOWS, self._mean_NK.shape[1])
         pairs = zip(torch.split(row_BP, BLOCK_USERS), torch.split(age_BP, BLOCK_USERS), strict=True)

@@ -18,7 +18,7 @@ from torch.nn import functional
 Ints = NDArray[np.int64]
 
 KNOWN = 1024
-"""How many of a user's events are looked back at, for what they had."""
+"""How many of a user's events are looked back at, so that what they took long ago is not taken for refused."""
 PAST = 256
 """How many of these are averaged."""
 HALF_LIFE = 128.0
