@@ -133,8 +133,10 @@ class _Choices(NamedTuple):
         had_BP = np.where(liked_BP, log.item[past_BP], -1).astype(np.int64)
         first_B = ~(had_BP == log.item[chosen_B][:, None]).any(1)
         chosen_B, past_BP, had_BP = chosen_B[first_B], past_BP[first_B], had_BP[first_B]
-        order_BP = np.argsort(had_BP, axis=1, kind="stable")
-        past_BP, had_BP = (np.take_along_axis(one, order_BP, axis=1) for one in (past_BP, had_BP))
+        # an item's places beside one another, as one number with them, which is quicker than by an index
+        bits = had_BP.shape[1].bit_length()
+        sorted_BP = np.sort(had_BP << bits | np.arange(had_BP.shape[1]), axis=1)
+        past_BP, had_BP = np.take_along_axis(past_BP, sorted_BP & ((1 << bits) - 1), axis=1), sorted_BP >> bits
         once_BP = had_BP >= 0
         once_BP[:, :-1] &= had_BP[:, :-1] != had_BP[:, 1:]  # the oldest of repeats is the one that was counted
         item_B = log.item[chosen_B].astype(np.int64)

@@ -1,3 +1,4 @@
+# ruff: noqa: N815 (shape suffixes)
 """What users want and what items are, in as few dimensions as the choices bear out: a part of the score.
 
 A user takes next item i with probability ∝ f_i · exp⟨θ_u, v_i⟩ among those not taken before, where f_i is the item's
@@ -17,13 +18,13 @@ share of all choices, θ_u ~ N(0, I) and v_i ~ N(0, diag α): a factorisation of
 Unlike `models.cooccurrence` it knows that choices use items up, and how sure it is of anything; unlike the tower's
 vectors it has no more dimensions than there is evidence for.
 
-Shape suffixes: N items, S those of them that stand for all, B users, P places of the past (newest first), W windows of
-age, K dimensions, H pairs of two of them.
+Shape suffixes: N items, S those of them that stand for all, B users, P places of the past (newest first), E choices of
+all of some users, W windows of age, K dimensions, H pairs of two of them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,6 +59,16 @@ SPREAD = 0.1
 """Standard deviation of the first items' coordinates: from 0 nothing would move."""
 BLOCK_USERS = 256
 """Users inferred at once."""
+
+
+class _Choices(NamedTuple):
+    """What is known of what some users chose, one user's after another's, newest first."""
+
+    user_E: Tensor
+    place_E: Tensor
+    """Where in the user's past."""
+    row_E: Tensor
+    count_B1: Tensor
 
 
 class FactorReading:
@@ -95,19 +106,17 @@ class FactorReading:
         return torch.cat([self._by_window(*pair) for pair in pairs])
 
     def _by_window(self, row_BP: Tensor, age_BP: Tensor) -> Tensor:
-        available = self._available(row_BP)
-        theta_BK, precision_BKK = self._posterior(row_BP, *available)
-        mean_BK = self._chances(theta_BK, *available) @ self._mean_SK
-        known_BP = self._known(row_BP)
-        user_E = torch.nonzero(known_BP)[:, 0]
-        window_E = torch.bucketize(age_BP[known_BP], torch.tensor(WINDOW_ENDS, device=age_BP.device), right=True)
+        choices = self._choices(row_BP)
+        available_BS = self._available(choices)
+        theta_BK, precision_BKK = self._posterior(choices, available_BS)
+        mean_BK = self._chances(theta_BK, available_BS, choices.count_B1) @ self._mean_SK
+        age_E = age_BP[choices.user_E, choices.place_E]
+        window_E = torch.bucketize(age_E, torch.tensor(WINDOW_ENDS, device=age_BP.device), right=True)
         # newest first, so that one window's stand beside one another
-        count_X = torch.bincount(user_E * WINDOWS + window_E, minlength=len(row_BP) * WINDOWS)
-        chosen_XK = functional.embedding_bag(
-            row_BP[known_BP], self._mean_NK, count_X.cumsum(0) - count_X, mode="sum"
-        )  # fmt: skip
+        count_X = torch.bincount(choices.user_E * WINDOWS + window_E, minlength=len(row_BP) * WINDOWS)
+        chosen_XK = functional.embedding_bag(choices.row_E, self._mean_NK, count_X.cumsum(0) - count_X, mode="sum")
         count_BW1 = count_X.view(len(row_BP), WINDOWS, 1)
-        expected_BWK = count_BW1 / count_BW1.sum(1, keepdim=True).clamp(min=1) * mean_BK.unsqueeze(1)
+        expected_BWK = count_BW1 / choices.count_B1.clamp(min=1).unsqueeze(2) * mean_BK.unsqueeze(1)
         beyond_BWK = chosen_XK.view(expected_BWK.shape) - expected_BWK
         # the precision is symmetric
         departure_BWK = torch.linalg.solve(precision_BKK, beyond_BWK, left=False)
@@ -119,39 +128,41 @@ class FactorReading:
         if not len(self.row_S):
             eye_KK = torch.eye(size, device=row_BP.device)
             return eye_KK.new_zeros(len(row_BP), size), eye_KK.expand(len(row_BP), size, size)
-        parts = [self._posterior(part_BP, *self._available(part_BP)) for part_BP in torch.split(row_BP, BLOCK_USERS)]
-        thetas, precisions = zip(*parts, strict=True)
+        choices = [self._choices(part_BP) for part_BP in torch.split(row_BP, BLOCK_USERS)]
+        thetas, precisions = zip(*(self._posterior(part, self._available(part)) for part in choices), strict=True)
         return torch.cat(thetas), torch.cat(precisions)
 
     def chances(self, theta_BK: Tensor, row_BP: Tensor) -> Tensor:
         """How many of each user's choices were to be expected of each item that stands for all, (B, S)."""
-        return self._chances(theta_BK, *self._available(row_BP))
+        choices = self._choices(row_BP)
+        return self._chances(theta_BK, self._available(choices), choices.count_B1)
 
-    def _known(self, row_BP: Tensor) -> Tensor:
-        inside_BP = (row_BP >= 0) & (row_BP < len(self._mean_NK))
-        return inside_BP & self._there_N[torch.where(inside_BP, row_BP, 0)]
+    def _choices(self, row_BP: Tensor) -> _Choices:
+        known_BP = (row_BP >= 0) & (row_BP < len(self._mean_NK))
+        known_BP &= self._there_N[torch.where(known_BP, row_BP, 0)]
+        user_E, place_E = torch.nonzero(known_BP, as_tuple=True)
+        return _Choices(user_E, place_E, row_BP[user_E, place_E], known_BP.sum(1, keepdim=True))
 
-    def _available(self, row_BP: Tensor) -> tuple[Tensor, Tensor]:
-        """Log of the share of a user's choices at which each of the items was not yet taken (B, S), and how many
-        choices there were (B, 1)."""
-        known_BP = self._known(row_BP)
-        count_B1 = known_BP.sum(1, keepdim=True)
+    def _available(self, choices: _Choices) -> Tensor:
+        """Log of the share of a user's choices at which each of the items was not yet taken (B, S)."""
+        user_E, _, row_E, count_B1 = choices
         # the oldest was there for its own choice only, the newest until the end
-        before_BP = count_B1 - known_BP.cumsum(1) + 1
-        share_BP = before_BP / count_B1.clamp(min=1)
-        place_BP = self._place_N[torch.where(known_BP, row_BP, len(self._mean_NK))]
-        place_BP = torch.where(place_BP < 0, len(self.row_S), place_BP)
-        log_BS = share_BP.new_zeros(len(row_BP), len(self.row_S) + 1)
-        log_BS.scatter_(1, place_BP, share_BP.clamp(min=1e-6).log())
-        return log_BS[:, :-1] + self._log_share_S, count_B1
+        count_B = count_B1.squeeze(1)
+        before_E = count_B.cumsum(0)[user_E] - torch.arange(len(user_E), device=user_E.device)
+        share_E = before_E / count_B[user_E]
+        log_BS = self._log_share_S.repeat(len(count_B1), 1)
+        place_E = self._place_N[row_E]
+        there_E = place_E >= 0
+        log_BS[user_E[there_E], place_E[there_E]] += share_E[there_E].clamp(min=1e-6).log()
+        return log_BS
 
     def _chances(self, theta_BK: Tensor, available_BS: Tensor, count_B1: Tensor) -> Tensor:
         return count_B1 * torch.addmm(available_BS, theta_BK, self._mean_SK.T).softmax(1)
 
-    def _posterior(self, row_BP: Tensor, available_BS: Tensor, count_B1: Tensor) -> tuple[Tensor, Tensor]:
-        known_BP = self._known(row_BP)
-        first_B = known_BP.sum(1).cumsum(0) - known_BP.sum(1)
-        sum_BK = functional.embedding_bag(row_BP[known_BP], self._mean_NK, first_B, mode="sum")
+    def _posterior(self, choices: _Choices, available_BS: Tensor) -> tuple[Tensor, Tensor]:
+        count_B1 = choices.count_B1
+        count_B = count_B1.squeeze(1)
+        sum_BK = functional.embedding_bag(choices.row_E, self._mean_NK, count_B.cumsum(0) - count_B, mode="sum")
         size = sum_BK.shape[1]
         theta_BK, precision_BKK = torch.zeros_like(sum_BK), sum_BK.new_zeros(len(sum_BK), size, size)
         for _ in range(NEWTON_STEPS):
