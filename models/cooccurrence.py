@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from models.event_log import LogView
 from models.fold_in import FoldIn
-from models.past import PAST
+from models.past import PAST, sorted_items
 
 Ints = NDArray[np.int64]
 
@@ -133,10 +133,8 @@ class _Choices(NamedTuple):
         had_BP = np.where(liked_BP, log.item[past_BP], -1).astype(np.int64)
         first_B = ~(had_BP == log.item[chosen_B][:, None]).any(1)
         chosen_B, past_BP, had_BP = chosen_B[first_B], past_BP[first_B], had_BP[first_B]
-        # an item's places beside one another, as one number with them, which is quicker than by an index
-        bits = had_BP.shape[1].bit_length()
-        sorted_BP = np.sort(had_BP << bits | np.arange(had_BP.shape[1]), axis=1)
-        past_BP, had_BP = np.take_along_axis(past_BP, sorted_BP & ((1 << bits) - 1), axis=1), sorted_BP >> bits
+        had_BP, place_BP = sorted_items(had_BP)
+        past_BP = np.take_along_axis(past_BP, place_BP, axis=1)
         once_BP = had_BP >= 0
         once_BP[:, :-1] &= had_BP[:, :-1] != had_BP[:, 1:]  # the oldest of repeats is the one that was counted
         item_B = log.item[chosen_B].astype(np.int64)

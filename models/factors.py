@@ -34,7 +34,7 @@ from torch.nn import functional
 
 from models.event_log import LogView
 from models.finite import all_finite
-from models.past import KNOWN, WINDOW_ENDS, WINDOWS
+from models.past import KNOWN, WINDOW_ENDS, WINDOWS, sorted_items
 
 Ints = NDArray[np.int64]
 
@@ -303,11 +303,8 @@ class Factors:
 def first_choices(item_BP: Ints, weight_BP: NDArray[np.float32]) -> Ints:
     """The items of pasts (newest first) that were chosen, each where it was chosen first; -1 for all else."""
     chosen_BP = np.where((item_BP >= 0) & (weight_BP > 0), item_BP, -1)
-    places = chosen_BP.shape[1]
-    bits = places.bit_length()
-    # sorted as one number, an item's places are beside one another, and the last of them is the oldest
-    sorted_BP = np.sort(chosen_BP << bits | np.arange(places), axis=1)
-    item_BP, place_BP = sorted_BP >> bits, sorted_BP & ((1 << bits) - 1)
+    item_BP, place_BP = sorted_items(chosen_BP)
+    # an item's places are beside one another, and the last of them is the oldest
     item_BP[:, :-1][item_BP[:, :-1] == item_BP[:, 1:]] = -1
     np.put_along_axis(chosen_BP, place_BP, item_BP, axis=1)
     return chosen_BP
