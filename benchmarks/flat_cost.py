@@ -4,7 +4,8 @@
 
 A simulated world in which nothing drifts, fades or arrives is learned with the default configuration, as
 `benchmarks.contender` learns it: told of each event, then trained on the phase, judged and swapped. Prints the median
-of CPU seconds a phase over phases 141–160, that over 11–30, and their ratio.
+of CPU seconds a phase over phases 141–160, that over 11–30, and their ratio. A second learner, which starts anew, takes
+the early phases by turns with the first one's late ones, so that a machine whose speed changes changes both.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Annotated
 
 import typer
@@ -23,15 +25,14 @@ from benchmarks.prequential import Past
 from benchmarks.stream import Stream
 from service.config import Config
 
-EARLY, LATE = slice(10, 30), 20
-"""Phases that are compared, from 0: these, and so many last ones."""
+BEGINNING, COMPARED = 10, 20
+"""First phases that are not compared, and how many are, early and late."""
 
 
-def cpu_seconds(stream: Stream, events: int, config: Config) -> list[float]:
+def cpu_seconds(stream: Stream, events: int, config: Config) -> Iterator[float]:
     """CPU seconds of this process that each phase of so many events took, a last shorter one left out."""
     past = Past(stream)
     learner = make(past, config)
-    seconds = []
     for start in range(0, len(stream) - events + 1, events):
         began = time.process_time()
         for event in range(start, start + events):
@@ -39,27 +40,37 @@ def cpu_seconds(stream: Stream, events: int, config: Config) -> list[float]:
             past.reveal(event)
             learner.event(event)
         learner.train(start, start + events)
-        seconds.append(time.process_time() - began)
-    return seconds
+        yield time.process_time() - began
 
 
-def figures(seconds: Sequence[float]) -> dict[str, float]:
-    """Medians, and the ratio of the later one to the earlier one. Raises `ValueError` for fewer than 50 phases."""
-    if len(seconds) < EARLY.stop + LATE:
-        raise ValueError(f"{len(seconds)} phases are too few; {EARLY.stop + LATE} are needed.")
-    early, late = statistics.median(seconds[EARLY]), statistics.median(seconds[-LATE:])
-    return {"early_s": round(early, 4), "late_s": round(late, 4), "ratio": round(late / early, 3)}
+def early_and_late(stream: Stream, events: int, config: Config) -> tuple[list[float], list[float]]:
+    """Those of the early phases that are compared, and of as many last ones, taken by turns. Raises `ValueError` where
+    the stream has fewer than both."""
+    phases = len(stream) // events
+    if phases < BEGINNING + 2 * COMPARED:
+        raise ValueError(f"{phases} phases are too few; {BEGINNING + 2 * COMPARED} are needed.")
+    early, late = (cpu_seconds(stream, events, config) for _ in range(2))
+    sum(islice(late, phases - COMPARED))
+    sum(islice(early, BEGINNING))
+    pairs = list(islice(zip(early, late, strict=False), COMPARED))
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def figures(early: Sequence[float], late: Sequence[float]) -> dict[str, float]:
+    """Medians, and the ratio of the later one to the earlier one."""
+    early_s, late_s = statistics.median(early), statistics.median(late)
+    return {"early_s": round(early_s, 4), "late_s": round(late_s, 4), "ratio": round(late_s / early_s, 3)}
 
 
 def main(
     *,
-    phases: Annotated[int, typer.Option(min=EARLY.stop + LATE)] = 160,
+    phases: Annotated[int, typer.Option(min=BEGINNING + 2 * COMPARED)] = 160,
     events: Annotated[int, typer.Option(min=1, help="Events in a phase.")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Learn, print."""
     stream = Stream.of_world(world("steady", seed, events=phases * events))
-    print(json.dumps(figures(cpu_seconds(stream, events, Config(seed=seed)))))
+    print(json.dumps(figures(*early_and_late(stream, events, Config(seed=seed)))))
 
 
 if __name__ == "__main__":
