@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.event_log import LogView
+from models.event_log import LogView, Places
 from models.fold_in import FoldIn
-from models.past import PAST, sorted_items
+from models.past import PAST, FirstChoices, in_order
 
 Ints = NDArray[np.int64]
 
@@ -129,19 +129,15 @@ class _Choices(NamedTuple):
         """Of the events at these positions."""
         chosen_B = positions[(log.weight[positions] > 0) & (log.item[positions] >= 0)]
         past_BP = log.histories(log.previous[chosen_B], PAST)
-        liked_BP = (past_BP >= 0) & (log.weight[past_BP] > 0)
-        had_BP = np.where(liked_BP, log.item[past_BP], -1).astype(np.int64)
-        first_B = ~(had_BP == log.item[chosen_B][:, None]).any(1)
-        chosen_B, past_BP, had_BP = chosen_B[first_B], past_BP[first_B], had_BP[first_B]
-        had_BP, place_BP = sorted_items(had_BP)
-        past_BP = np.take_along_axis(past_BP, place_BP, axis=1)
-        once_BP = had_BP >= 0
-        once_BP[:, :-1] &= had_BP[:, :-1] != had_BP[:, 1:]  # the oldest of repeats is the one that was counted
+        places = Places(past_BP)
+        had_BP = places.of(log.item, -1, np.int64)
+        liked_BP = (had_BP >= 0) & (places.of(log.weight, 0) > 0)
         item_B = log.item[chosen_B].astype(np.int64)
-        age_BP = chosen_B[:, None] - past_BP
-        columns = (
-            item_B, np.repeat(item_B, once_BP.sum(1)), had_BP[once_BP], 0.5 ** (age_BP[once_BP] / (2 * HALF_LIFE))
-        )  # fmt: skip
+        first_B = ~(liked_BP & (had_BP == item_B[:, None])).any(1)
+        item_B, chosen_B, past_BP = item_B[first_B], chosen_B[first_B], past_BP[first_B]
+        had = FirstChoices.of(had_BP[first_B], liked_BP[first_B])
+        age_E = chosen_B[had.user_E] - past_BP[had.user_E, had.place_E]
+        columns = (item_B, item_B[had.user_E], had.item_E, 0.5 ** (age_E / (2 * HALF_LIFE)))
         return cls(*(torch.from_numpy(one).to(device) for one in columns))
 
     def cosines(self, counts_N: Tensor, alive_A: Tensor) -> _Added:
@@ -153,7 +149,7 @@ class _Choices(NamedTuple):
         place_N = torch.zeros_like(counts_N, dtype=torch.int64)
         place_N[alive_A] = torch.arange(len(alive_A), device=alive_A.device)
         # by rows, as sums of rows want them; pairs that come twice add up
-        row_E, order_E = torch.sort(place_N[one], stable=True)
+        row_E, order_E = (torch.from_numpy(part).to(one.device) for part in in_order(place_N[one].cpu().numpy()))
         one, other, weight = one[order_E], other[order_E], weight[order_E]
         start_A = torch.searchsorted(row_E, torch.arange(len(alive_A), device=row_E.device))
         return _Added(place_N[other], start_A, (weight * (counts_N[one] * counts_N[other]).rsqrt()).float())

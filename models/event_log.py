@@ -4,13 +4,14 @@ Each event knows its user's previous event and the user's last event of a strict
 an event is a walk along these links, for many events at once, and neither the event itself nor anything of the same
 time (the rest of its basket) is in it.
 
-Shape suffixes: B events or users, L places of a history.
+Shape suffixes: B events or users, L places of a history, E those of an array that hold a position.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,19 +78,23 @@ class LogView:
     def histories(self, start_B: Ints, length: int) -> Ints:
         """Positions of the last events from `start_B` back, newest first; (B, L), -1 where there is none. L is how many
         the longest history has, at most `length`."""
-        known_B = start_B[start_B >= 0]
-        length = min(length, int(self.count[known_B].max(initial=0)))
-        if not length:
-            return np.full((len(start_B), 0), -1, np.int64)
-        # in strides: `LEAP` walks side by side take one step each as often as there are places in a stride
-        strides = -(-length // LEAP)
-        history_BSL = np.empty((len(start_B), strides, LEAP), np.int64)
-        history_BSL[:, 0, 0] = start_B
-        for stride in range(1, strides):
-            history_BSL[:, stride, 0] = _followed(self.leap, history_BSL[:, stride - 1, 0])
+        count_B = np.minimum(Places(start_B).of(self.count, 0), length).astype(np.int64)
+        strides_B = -(-count_B // LEAP)
+        # in strides: walks of `LEAP` steps side by side, as many as each history is long
+        users, strides = len(start_B), int(strides_B.max(initial=0))
+        history_BSL = np.full((users, strides, LEAP), -1, np.int64)
+        order_B = np.argsort(-strides_B, kind="stable")
+        at = start_B[order_B]
+        for stride in range(strides):
+            longer_B = order_B[: np.count_nonzero(strides_B > stride)]
+            at = _followed(self.leap, at[: len(longer_B)]) if stride else at[: len(longer_B)]
+            history_BSL[longer_B, stride, 0] = at
+        walk_W = np.flatnonzero(history_BSL[:, :, 0] >= 0)
+        at, history_WL = history_BSL[:, :, 0].reshape(-1)[walk_W], history_BSL.reshape(-1, LEAP)
         for place in range(1, LEAP):
-            history_BSL[:, :, place] = _followed(self.previous, history_BSL[:, :, place - 1])
-        return history_BSL.reshape(len(start_B), -1)[:, :length]
+            at = _followed(self.previous, at)
+            history_WL[walk_W, place] = at
+        return np.ascontiguousarray(history_BSL.reshape(users, strides * LEAP)[:, : int(count_B.max(initial=0))])
 
     def items_before(self, position_B: Ints) -> list[Ints]:
         """Item rows that each event's user had at strictly earlier times, of all of their history."""
@@ -121,7 +126,23 @@ class LogView:
 
 def _followed(link: Ints, at: Ints) -> Ints:
     """Where these links lead from these positions, -1 from nowhere."""
-    return np.where(at >= 0, link[at], -1)
+    return Places(at).of(link, -1)
+
+
+class Places:
+    """Positions in the log, -1 for none, in an array of any shape: what columns hold there."""
+
+    def __init__(self, at: Ints) -> None:
+        self._shape = at.shape
+        self.there_E = np.flatnonzero(at >= 0)
+        """Where in the flattened array a position stands."""
+        self.at_E = np.ascontiguousarray(at).reshape(-1)[self.there_E]
+
+    def of(self, column: NDArray[Any], value: float, dtype: type[np.generic] | None = None) -> NDArray[Any]:
+        """What this column holds, and this value where there is no position."""
+        found = np.full(self._shape, value, column.dtype if dtype is None else dtype)
+        found.reshape(-1)[self.there_E] = column[self.at_E]
+        return found
 
 
 class EventLog:

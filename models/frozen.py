@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.calibration import Calibration
-from models.factors import FactorReading
+from models.factor_reading import FactorReading
 from models.fold_in import FoldIn
 from models.histories import ValueScale
 from models.learner import popularity_from

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import likeness
-from models.event_log import VALUE_UNIT, LogView
-from models.past import KNOWN, PAST, Past
+from models.event_log import VALUE_UNIT, LogView, Places
+from models.past import KNOWN, PAST, FirstChoices, Past
 
 Ints = NDArray[np.int64]
 
@@ -64,23 +64,26 @@ class Histories:
         if len(log) == 0:
             return cls.empty(len(start_B), length)
         position_BP = log.histories(start_B, max(known, length))
-        there_BP = position_BP >= 0
+        age_BP = (np.int64(len(log)) if now_B is None else now_B[:, None]) - position_BP
+        places = Places(position_BP)
         if until_B is not None:
-            there_BP = there_BP & (log.time[position_BP] < until_B[:, None])
-        position_BL, there_BL = (_as_long(one, length) for one in (position_BP, there_BP))
+            late_E = log.time[places.at_E] >= until_B[places.there_E // position_BP.shape[1]]
+            if late_E.any():
+                position_BP.reshape(-1)[places.there_E[late_E]] = -1
+                places = Places(position_BP)
+        newest = Places(_as_long(position_BP, length))
         some_B = start_B >= 0
-        now_B1 = np.int64(len(log)) if now_B is None else now_B[:, None]
         return cls(
-            item_BL=np.where(there_BL, log.item[position_BL], -1).astype(np.int64),
-            action_BL=np.where(there_BL, log.action[position_BL], 0).astype(np.int64),
-            value_BL=np.where(there_BL, log.value[position_BL], np.nan),
-            time_BL=np.where(there_BL, log.time[position_BL], np.nan),
+            item_BL=newest.of(log.item, -1, np.int64),
+            action_BL=newest.of(log.action, 0, np.int64),
+            value_BL=newest.of(log.value, np.nan),
+            time_BL=newest.of(log.time, np.nan),
             count_B=np.where(some_B, log.count[start_B], 0).astype(np.int64),
             valued_B=np.where(some_B, log.valued[start_B], 0).astype(np.int64),
             value_sum_B=np.where(some_B, log.value_sum[start_B], 0) * VALUE_UNIT,
-            past_BP=np.where(there_BP, log.item[position_BP], -1).astype(np.int64),
-            weight_BP=np.where(there_BP, log.weight[position_BP], np.nan).astype(np.float32),
-            age_BP=now_B1 - position_BP,
+            past_BP=places.of(log.item, -1, np.int64),
+            weight_BP=places.of(log.weight, np.nan),
+            age_BP=age_BP,
         )
 
     @classmethod
@@ -126,6 +129,10 @@ class Histories:
         """What the decayed means of all that was chosen are made of."""
         return Past.of(self.past_BP[:, :PAST], self.weight_BP[:, :PAST])
 
+    def first_choices(self) -> FirstChoices:
+        """What was chosen, each item where it was chosen first."""
+        return FirstChoices.of(self.past_BP, (self.past_BP >= 0) & (self.weight_BP > 0))
+
     def liked(self, half_life: float) -> Past:
         """What was chosen last, decayed so fast."""
         return Past.of(self.past_BP[:, : likeness.EVENTS], self.weight_BP[:, : likeness.EVENTS], half_life)
@@ -155,13 +162,10 @@ class Histories:
         return HistoryTensors(**tensors, mean=scale.mean, deviation=scale.deviation)
 
 
-def _as_long(array: NDArray[Any], length: int) -> NDArray[Any]:
-    """So many places, those that it lacks with -1, or False."""
-    lacking = length - array.shape[1]
-    if lacking <= 0:
-        return array[:, :length]
-    blank = np.full((len(array), lacking), -1 if array.dtype != bool else False, array.dtype)
-    return np.concatenate((array, blank), axis=1)
+def _as_long(position_BP: Ints, length: int) -> Ints:
+    """So many places, those that it lacks with -1."""
+    lacking = max(0, length - position_BP.shape[1])
+    return np.pad(position_BP[:, :length], ((0, 0), (0, lacking)), constant_values=-1)
 
 
 def _order(newer: NDArray[Any], older: NDArray[Any], most: int) -> Ints:

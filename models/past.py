@@ -1,5 +1,5 @@
 # ruff: noqa: N815 (shape suffixes)
-"""The decayed mean of all that users chose: what the last few events of a history do not show.
+"""All that users chose, its decayed mean and its first choices: what the last few events of a history do not show.
 
 Shape suffixes: B users or examples, E events of all of them, P places of the past (newest first), X users or their
 windows, one user's after another's, R rows, D vector size.
@@ -7,7 +7,9 @@ windows, one user's after another's, R rows, D vector size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,16 +48,17 @@ class Past:
         """Of the last events of users: item rows, -1 for none, and the weights of what was done (NaN for none); what
         weighs nothing or less was not chosen and is left out. One counts half after `half_life` later ones. In windows
         where ages in events are given, the greater the older."""
-        kept_BP = (item_BP >= 0) & (np.nan_to_num(weight_BP) > 0)
-        decay_P = 0.5 ** (np.arange(item_BP.shape[1]) / half_life)
-        decayed_BP = np.where(kept_BP, weight_BP * decay_P, 0.0)
-        decayed_BP /= np.maximum(decayed_BP.sum(1, keepdims=True), 1e-9)
-        counts_X = kept_BP.sum(1)
-        if age_BP is not None:
-            # newest first, so that one window's stand beside one another
-            younger = [(kept_BP & (age_BP < end)).sum(1) for end in WINDOW_ENDS]
-            counts_X = np.diff(np.stack([*younger, counts_X], axis=1), prepend=0, axis=1).reshape(-1)
-        return cls(item_BP[kept_BP], np.cumsum(counts_X) - counts_X, decayed_BP[kept_BP].astype(np.float32))
+        kept_BP = (item_BP >= 0) & (weight_BP > 0)
+        user_E, place_E = np.nonzero(kept_BP)
+        decayed_E = weight_BP[kept_BP] * (0.5 ** (np.arange(item_BP.shape[1]) / half_life))[place_E]
+        total_B = np.bincount(user_E, decayed_E, minlength=len(item_BP))
+        weight_E = (decayed_E / np.maximum(total_B, 1e-9)[user_E]).astype(np.float32)
+        if age_BP is None:
+            counts_X = np.bincount(user_E, minlength=len(item_BP))
+        else:
+            window_E = np.searchsorted(WINDOW_ENDS, age_BP[kept_BP], side="right")
+            counts_X = np.bincount(user_E * WINDOWS + window_E, minlength=len(item_BP) * WINDOWS)
+        return cls(item_BP[kept_BP], np.cumsum(counts_X) - counts_X, weight_E)
 
     @property
     def counts_X(self) -> Ints:  # noqa: N802
@@ -79,9 +82,43 @@ class Past:
         )  # fmt: skip
 
 
-def sorted_items(item_BP: Ints) -> tuple[Ints, Ints]:
-    """Each row's items in order, and at which of its places each stood, those of one item ascending; (B, P) both."""
+class FirstChoices(NamedTuple):
+    """What some users chose, each item where it was chosen first; one user's after another's, newest first."""
+
+    users: int
+    user_E: Ints
+    place_E: Ints
+    """Where in the user's past."""
+    item_E: Ints
+
+    @classmethod
+    def of(cls, item_BP: Ints, chosen_BP: NDArray[np.bool_]) -> FirstChoices:
+        """Of pasts (newest first), and at which of their places an item was chosen."""
+        user_E, place_E = np.nonzero(chosen_BP)
+        item_E = item_BP[chosen_BP]
+        bits = int(item_E.max(initial=0)).bit_length()
+        one_E, at_E = in_order(user_E << bits | item_E)
+        # one item's choices are beside one another, and the last of them is the oldest
+        oldest_E = np.ones(len(one_E), bool)
+        oldest_E[:-1] = one_E[:-1] != one_E[1:]
+        first_E = np.zeros(len(one_E), bool)
+        first_E[at_E[oldest_E]] = True
+        return cls(len(item_BP), user_E[first_E], place_E[first_E], item_E[first_E])
+
+    def blocks(self, users: int) -> Iterator[tuple[slice, FirstChoices]]:
+        """The same of so many users at a time, and which."""
+        for start in range(0, max(self.users, 1), users):
+            stop = min(start + users, self.users)
+            part = slice(*np.searchsorted(self.user_E, (start, stop)))
+            yield (
+                slice(start, stop),
+                FirstChoices(stop - start, self.user_E[part] - start, self.place_E[part], self.item_E[part]),
+            )
+
+
+def in_order(number_E: Ints) -> tuple[Ints, Ints]:
+    """Numbers ascending, and where each stood; equal ones as they stood."""
     # as one number with its place, which sorts much quicker than an index does
-    bits = item_BP.shape[1].bit_length()
-    sorted_BP = np.sort(item_BP << bits | np.arange(item_BP.shape[1]), axis=1)
-    return sorted_BP >> bits, sorted_BP & ((1 << bits) - 1)
+    bits = len(number_E).bit_length()
+    sorted_E = np.sort(number_E << bits | np.arange(len(number_E)))
+    return sorted_E >> bits, sorted_E & ((1 << bits) - 1)

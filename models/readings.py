@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import cooccurrence, fold_in, likeness, vintage
-from models.factors import FactorReading, first_choices
+from models.factor_reading import FactorReading
 from models.fold_in import FoldIn
 from models.histories import Histories
 from models.past import WINDOWS, Past
@@ -68,8 +68,6 @@ class Readings:
         paces = [histories.liked(half_life) for half_life in likeness.HALF_LIVES]
         liked, chosen = histories.liked(cooccurrence.RECENT_HALF_LIFE), histories.chosen()
         told_BPK = torch.stack([told(pace) for pace in paces], dim=1)
-        row_BP = torch.from_numpy(first_choices(histories.past_BP, histories.weight_BP))
-        device = factors.row_S.device
         counts_BW = chosen.counts_X.reshape(-1, WINDOWS)
 
         def fold(reading: FoldIn, mean_XK: Tensor) -> Tensor:
@@ -80,6 +78,6 @@ class Readings:
             vintage_BPK=vintage.WEIGHT * told_BPK[..., likeness_dim:],
             together_BK=cooccurrence.WEIGHT * together(liked),
             folded_BWK=fold_in.WEIGHT * fold(folded, together(chosen)),
-            factors_BWK=factors.by_window(row_BP.to(device), torch.from_numpy(histories.age_BP).to(device)),
+            factors_BWK=factors.by_window(histories.first_choices(), histories.age_BP),
             taste_BWD=None if taste is None else fold(taste, personal(chosen)),
         )

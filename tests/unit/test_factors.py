@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from models import factors
+from models import factor_reading, factors
 from models.cooccurrence import Cooccurrence
 from models.event_log import EventLog
-from models.factors import FactorReading, Factors, first_choices
-from models.past import WINDOW_ENDS, WINDOWS
+from models.factor_reading import FactorReading, Rivals, UserPosterior
+from models.factors import Factors
+from models.past import WINDOW_ENDS, WINDOWS, FirstChoices
 from tests.unit.test_cooccurrence import log_of
 
 Floats = NDArray[np.float64]
@@ -50,9 +53,15 @@ def learned(log: EventLog, items: int, dim: int = DIM) -> tuple[Factors, Cooccur
     return found, counted, draw
 
 
-def past_of(log: EventLog, user: int) -> torch.Tensor:
+def chosen(*item_BP: Sequence[int]) -> FirstChoices:
+    """What users chose, newest first, -1 for nothing."""
+    array_BP = np.array(item_BP, np.int64)
+    return FirstChoices.of(array_BP, array_BP >= 0)
+
+
+def past_of(log: EventLog, user: int) -> FirstChoices:
     view = log.view()
-    return torch.from_numpy(view.item[view.of_user(user)][::-1].astype(np.int64)[None].copy())
+    return chosen(view.item[view.of_user(user)][::-1].tolist())
 
 
 def test_as_many_dimensions_stay_as_the_choices_bear_out_and_they_are_the_worlds() -> None:
@@ -78,17 +87,17 @@ def test_choices_by_nobodys_taste_leave_no_dimension() -> None:
 
 
 def test_a_users_vector_is_the_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factors, "NEWTON_STEPS", 25)
+    monkeypatch.setattr(factor_reading, "NEWTON_STEPS", 25)
     draw = torch.Generator().manual_seed(1)
     mean_NK, counts_N = torch.randn(12, 3, generator=draw), torch.arange(1.0, 13.0, dtype=torch.float64)
     reading = FactorReading(mean_NK, torch.full((12, 3), 1e9), counts_N)
-    chosen = [7, 2, 11, 4]  # newest first
-    theta = reading(torch.tensor([[*chosen, -1]]))[0].double().requires_grad_()
+    had = [7, 2, 11, 4]  # newest first
+    theta = reading(chosen([*had, -1]))[0].double().requires_grad_()
     # of four choices the oldest item was there for one, the newest for all
     there = torch.ones(12, dtype=torch.float64)
-    there[chosen] = torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64)
+    there[had] = torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64)
     utility = mean_NK.double() @ theta
-    posterior = utility[chosen].sum() - 4 * (utility.exp() * there * counts_N).sum().log() - theta @ theta / 2
+    posterior = utility[had].sum() - 4 * (utility.exp() * there * counts_N).sum().log() - theta @ theta / 2
     (gradient,) = torch.autograd.grad(posterior, theta)
     torch.testing.assert_close(gradient, torch.zeros(3, dtype=torch.float64), atol=1e-4, rtol=0)
     assert float(theta.detach().norm()) > 0.1
@@ -101,11 +110,10 @@ def test_windows_depart_to_where_what_was_chosen_then_leads() -> None:
         torch.randn(40, 2, generator=draw) * 0.3 + torch.tensor([1.0, 0.0]) * (torch.arange(40) % 2 * 2 - 1)[:, None]
     )
     reading = FactorReading(mean_NK, torch.full((40, 2), 1e9), torch.ones(40).double())
-    right, left = torch.arange(1, 17, 2), torch.arange(0, 16, 2)
-    turned = torch.cat((right, left)).unsqueeze(0)
+    right, left = range(1, 17, 2), range(0, 16, 2)
+    turned = chosen([*right, *left])
     end = WINDOW_ENDS[0]
-    young, old = torch.arange(1, 9) + end - 9, torch.arange(8) + end
-    theta_1K, whole_1WK = reading(turned), reading.by_window(turned, torch.cat((young, old)).unsqueeze(0))
+    theta_1K, whole_1WK = reading(turned), reading.by_window(turned, np.arange(end - 8, end + 8)[None])
     assert whole_1WK.shape == (1, 1 + WINDOWS, 2)
     torch.testing.assert_close(whole_1WK[:, 0], theta_1K)
     # eight of each: neither side is wanted more by all, and each window by its own
@@ -114,30 +122,48 @@ def test_windows_depart_to_where_what_was_chosen_then_leads() -> None:
     assert float(whole_1WK[0, 2, 0]) < -0.3
     assert not whole_1WK[0, 3:].any()
     # together they are as far as the prior draws θ back
-    _, precision_1KK = reading.posterior(turned)
+    rivals = Rivals(torch.ones(40).double())
+    _, precision_1KK = UserPosterior(mean_NK, torch.full((40, 2), 1e9), rivals)(rivals.choices(turned))
     ridge_1K = (precision_1KK @ whole_1WK[:, 1:].sum(1).unsqueeze(2)).squeeze(2)
     torch.testing.assert_close(ridge_1K, theta_1K, atol=0.05, rtol=0.05)
-    nobody = reading.by_window(torch.full((2, 3), -1), torch.ones(2, 3, dtype=torch.int64))
+    nobody = reading.by_window(chosen([-1] * 3, [-1] * 3), np.ones((2, 3), np.int64))
     assert not nobody.any()
-    assert not reading.by_window(turned[:, :0], turned[:, :0]).any()
+    assert not reading.by_window(chosen([]), np.ones((1, 0), np.int64)).any()
+
+
+def test_users_are_not_read_in_dimensions_that_have_vanished() -> None:
+    draw = torch.Generator().manual_seed(3)
+    mean_NK, precision_NK = torch.randn(20, 4, generator=draw), torch.full((20, 4), 50.0)
+    mean_NK[:, [1, 3]] *= 1e-9
+    counts_N, past, age_BP = torch.ones(20).double(), chosen([4, 7, 2, 9]), np.array([[3, 80, 700, 9_000]])
+    found = FactorReading(mean_NK, precision_NK, counts_N)
+    expected = FactorReading(mean_NK[:, [0, 2]], precision_NK[:, [0, 2]], counts_N)
+    assert found(past).shape == (1, 4)
+    torch.testing.assert_close(found(past)[:, [0, 2]], expected(past))
+    torch.testing.assert_close(found.by_window(past, age_BP)[..., [0, 2]], expected.by_window(past, age_BP))
+    assert not found.by_window(past, age_BP)[..., [1, 3]].any()
+    # nor would it say anything else
+    rivals = Rivals(counts_N)
+    theta_1K, _ = UserPosterior(mean_NK, precision_NK, rivals)(rivals.choices(past))
+    torch.testing.assert_close(found(past), theta_1K, atol=1e-6, rtol=0)
 
 
 def test_little_known_items_move_a_user_less() -> None:
     mean_NK, counts_N = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)), torch.ones(30).double()
-    past_BP = torch.tensor([[1, 2, 3, 4, 5]])
-    sure, unsure = (FactorReading(mean_NK, torch.full((30, 3), known), counts_N)(past_BP) for known in (100.0, 1.0))
+    had = chosen([1, 2, 3, 4, 5])
+    sure, unsure = (FactorReading(mean_NK, torch.full((30, 3), known), counts_N)(had) for known in (100.0, 1.0))
     assert float(unsure.norm()) < 0.8 * float(sure.norm())
 
 
 def test_a_user_of_nothing_and_items_nobody_knows_say_nothing() -> None:
     log, _, _ = world(users=20, items=15, each=6)
     found, _, _ = learned(log, 15)
-    assert not found.reading(torch.full((2, 4), -1)).any()
-    known, more = torch.tensor([[3, 1, -1]]), torch.tensor([[3, 99, 1]])
+    assert not found.reading(chosen([-1] * 4, [-1] * 4)).any()
+    known, more = chosen([3, 1, -1]), chosen([3, 99, 1])
     torch.testing.assert_close(found.reading(more), found.reading(known))
     empty = Factors(DIM, "cpu")
-    assert not empty.reading(torch.full((2, 4), -1)).any()
-    assert not empty.reading(torch.full((2, 4), 7)).any()
+    assert not empty.reading(chosen([-1] * 4, [-1] * 4)).any()
+    assert not empty.reading(chosen([7], [7])).any()
 
 
 def test_items_that_nobody_chose_stay_where_they_are() -> None:
@@ -162,8 +188,8 @@ def test_items_that_have_run_out_are_not_drawn_to_those_who_once_chose_them() ->
     # with the axes they turn, but no one grows
     assert float(found.mean[gone].norm(dim=1).max()) < 2 * float(known.norm(dim=1).max())
     assert float(found.variance.max()) < 5
-    past = torch.tensor([[0, 9, 1, 12, -1]])
-    torch.testing.assert_close(found.reading(past), found.reading(torch.tensor([[9, 12, -1]])))
+    past = chosen([0, 9, 1, 12, -1])
+    torch.testing.assert_close(found.reading(past), found.reading(chosen([9, 12, -1])))
 
 
 def test_what_is_not_finite_is_left_for_the_learner_to_refuse() -> None:
@@ -179,7 +205,8 @@ def test_what_is_not_finite_is_left_for_the_learner_to_refuse() -> None:
 def test_turned_axes_say_the_same() -> None:
     log, _, _ = world(users=40, items=30, each=10)
     found, _, _ = learned(log, 30)
-    theta_BK, precision_BKK = found.reading.posterior(past_of(log, 0))
+    rivals = Rivals(found.counts)
+    theta_BK, precision_BKK = UserPosterior(found.mean, found.precision, rivals)(rivals.choices(past_of(log, 0)))
     before = theta_BK @ found.mean.T
     turn_KK = found._turn(theta_BK, torch.linalg.inv(precision_BKK))
     after = theta_BK @ torch.linalg.inv(turn_KK).T @ found.mean.T
@@ -207,15 +234,22 @@ def test_it_goes_on_from_its_state_to_the_last_bit() -> None:
 def test_a_choice_counts_where_it_was_first_and_only_if_it_was_one() -> None:
     item_BP = np.array([[5, 3, 5, -1, 3, 8], [1, 2, 3, 4, 5, 6]])
     weight_BP = np.array([[1, 1, 1, 1, 1, -1], [1, 0, 1, np.nan, 2, 1]], np.float32)
-    expected = [[-1, -1, 5, -1, 3, -1], [1, -1, 3, -1, 5, 6]]
-    np.testing.assert_array_equal(first_choices(item_BP, weight_BP), expected)
+    found = FirstChoices.of(item_BP, (item_BP >= 0) & (weight_BP > 0))
+    assert found.users == 2
+    assert found.user_E.tolist() == [0, 0, 1, 1, 1, 1]
+    assert found.place_E.tolist() == [2, 4, 0, 2, 4, 5]
+    assert found.item_E.tolist() == [5, 3, 1, 3, 5, 6]
+    (first, one), (second, other) = found.blocks(1)
+    assert (first, second) == (slice(0, 1), slice(1, 2))
+    assert (one.users, one.user_E.tolist(), one.item_E.tolist()) == (1, [0, 0], [5, 3])
+    assert (other.users, other.user_E.tolist(), other.place_E.tolist()) == (1, [0] * 4, [0, 2, 4, 5])
 
 
 def test_of_many_items_some_stand_for_all_by_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factors, "ITEMS", 50)
-    monkeypatch.setattr(factors, "STAND_INS", 40)
+    monkeypatch.setattr(factor_reading, "ITEMS", 50)
+    monkeypatch.setattr(factor_reading, "STAND_INS", 40)
     counts_N = torch.arange(1.0, 201.0, dtype=torch.float64)
-    rows, shares = factors._stand_ins(counts_N, 0.25)
+    rows, shares = factor_reading._stand_ins(counts_N, 0.25)
     assert len(rows) <= 40
     assert float(shares.sum()) == pytest.approx(1)
     # of any run of items the share is right to within the distance of two places
@@ -234,7 +268,7 @@ def test_of_many_items_some_stand_for_all_by_their_shares(monkeypatch: pytest.Mo
 def test_of_many_users_some_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
     log, _, _ = world(users=60, items=40, each=12)
     monkeypatch.setattr(factors, "USERS", 10)
-    assert len(factors._histories_of(log.view(), np.arange(len(log)))) == 10
+    assert factors._chosen(log.view(), np.arange(len(log))).users == 10
     found, _, _ = learned(log, 40)
     assert bool(found.mean.isfinite().all())
     assert bool(found.mean.any())
