@@ -117,10 +117,10 @@ class _Choices(NamedTuple):
     """Items that their users chose for the first time, as far back as is looked, and what they had chosen before."""
 
     item_B: Tensor
-    new_E: Tensor
-    """Each of these items beside …"""
+    count_B: Tensor
+    """How many items its user had, for each of these …"""
     had_E: Tensor
-    """… each one that its user had."""
+    """… and which, one's after another's."""
     weight_E: Tensor
     """A choice weighs half after a half-life; a pair, the root of the product of its two."""
 
@@ -137,36 +137,55 @@ class _Choices(NamedTuple):
         item_B, chosen_B, past_BP = item_B[first_B], chosen_B[first_B], past_BP[first_B]
         had = FirstChoices.of(had_BP[first_B], liked_BP[first_B])
         age_E = chosen_B[had.user_E] - past_BP[had.user_E, had.place_E]
-        columns = (item_B, item_B[had.user_E], had.item_E, 0.5 ** (age_E / (2 * HALF_LIFE)))
+        count_B = np.bincount(had.user_E, minlength=had.users)
+        columns = (item_B, count_B, had.item_E, 0.5 ** (age_E / (2 * HALF_LIFE)))
         return cls(*(torch.from_numpy(one).to(device) for one in columns))
 
     def cosines(self, counts_N: Tensor, alive_A: Tensor) -> _Added:
         """What they add to the cosines of the items `alive_A`, whose counts are theirs already."""
-        there_E = counts_N[self.had_E] > 0
-        new_E, had_E, weight_E = self.new_E[there_E], self.had_E[there_E], self.weight_E[there_E]
-        one, other = torch.cat((new_E, had_E, self.item_B)), torch.cat((had_E, new_E, self.item_B))
-        weight = torch.cat((weight_E, weight_E, torch.ones_like(self.item_B)))
         place_N = torch.zeros_like(counts_N, dtype=torch.int64)
         place_N[alive_A] = torch.arange(len(alive_A), device=alive_A.device)
-        # by rows, as sums of rows want them; pairs that come twice add up
-        row_E, order_E = (torch.from_numpy(part).to(one.device) for part in in_order(place_N[one].cpu().numpy()))
-        one, other, weight = one[order_E], other[order_E], weight[order_E]
-        start_A = torch.searchsorted(row_E, torch.arange(len(alive_A), device=row_E.device))
-        return _Added(place_N[other], start_A, (weight * (counts_N[one] * counts_N[other]).rsqrt()).float())
+        root_N = torch.where(counts_N > 0, counts_N, torch.inf).rsqrt()  # what has no vector any more adds nothing
+        new_E = torch.repeat_interleave(self.item_B, self.count_B)
+        value_E = (self.weight_E * root_N[self.had_E] * root_N[new_E]).float()
+        by_had_E, at_E = in_order(place_N[self.had_E].cpu().numpy())
+        order_E = torch.from_numpy(at_E).to(value_E.device)
+        start_A = torch.from_numpy(np.searchsorted(by_had_E, np.arange(len(alive_A)))).to(value_E.device)
+        return _Added(
+            new_B=place_N[self.item_B],
+            alone_B1=root_N[self.item_B].square().float().unsqueeze(1),
+            had=_Rows(place_N[self.had_E], self.count_B.cumsum(0) - self.count_B, value_E),
+            by=_Rows(place_N[new_E[order_E]], start_A, value_E[order_E]),
+        )
 
 
-class _Added(NamedTuple):
-    """A sparse matrix (A, A), one row after another."""
+class _Rows(NamedTuple):
+    """A sparse matrix, one row after another."""
 
     column_E: Tensor
-    start_A: Tensor
+    start_R: Tensor
     value_E: Tensor
 
     def __matmul__(self, x_AQ: Tensor) -> Tensor:
-        found_AQ: Tensor = functional.embedding_bag(
-            self.column_E, x_AQ, self.start_A, mode="sum", per_sample_weights=self.value_E
+        found_RQ: Tensor = functional.embedding_bag(
+            self.column_E, x_AQ, self.start_R, mode="sum", per_sample_weights=self.value_E
         )
-        return found_AQ
+        return found_RQ
+
+
+class _Added(NamedTuple):
+    """A symmetric sparse matrix (A, A): of new items with what their users had, and back, and with themselves."""
+
+    new_B: Tensor
+    alone_B1: Tensor
+    had: _Rows
+    """(B, A)."""
+    by: _Rows
+    """(A, A), which new items were chosen by those who had each."""
+
+    def __matmul__(self, x_AQ: Tensor) -> Tensor:
+        new_BQ = self.had @ x_AQ + self.alone_B1 * x_AQ[self.new_B]
+        return (self.by @ x_AQ).index_add_(0, self.new_B, new_BQ)
 
 
 def _of_rank(values_AK: Tensor, added_AA: _Added, generator: torch.Generator) -> Tensor:

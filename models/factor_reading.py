@@ -69,15 +69,19 @@ class Rivals:
         found = (torch.from_numpy(one).to(self.row_S.device) for one in (first.user_E, first.place_E, first.item_E))
         user_E, place_E, row_E = found
         known_E = self._there_N[row_E.clamp(max=len(self._place_N))]
-        user_E, place_E, row_E = user_E[known_E], place_E[known_E], row_E[known_E]
+        if not bool(known_E.all()):
+            user_E, place_E, row_E = (one[torch.nonzero(known_E)[:, 0]] for one in (user_E, place_E, row_E))
         count_B = torch.bincount(user_E, minlength=first.users)
         # the oldest was there for its own choice only, the newest until the end
         before_E = count_B.cumsum(0)[user_E] - torch.arange(len(user_E), device=user_E.device)
-        share_E = before_E / count_B[user_E]
+        log_E = (before_E.float() / count_B.float()[user_E]).clamp(min=1e-6).log()
         rival_E = self._place_N[row_E]
-        there_E = rival_E >= 0
         available_BS = self._log_share_S.repeat(len(count_B), 1)
-        available_BS[user_E[there_E], rival_E[there_E]] += share_E[there_E].clamp(min=1e-6).log()
+        cell_E = user_E * available_BS.shape[1] + rival_E
+        if len(self.row_S) < len(self._place_N):
+            there_E = torch.nonzero(rival_E >= 0)[:, 0]
+            cell_E, log_E = cell_E[there_E], log_E[there_E]
+        available_BS.view(-1).scatter_add_(0, cell_E, log_E)
         return Choices(user_E, place_E, row_E, count_B.unsqueeze(1), available_BS)
 
 
