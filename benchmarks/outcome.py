@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from models.ranking import ndcg_at_k, recall_at_k, rmse
 
 Catalogue = Literal["seen", "announced"]
+RESAMPLES = 2_000
+"""Bootstrap samples of an interval."""
 
 
 @dataclass(kw_only=True)
@@ -27,7 +30,9 @@ class Outcome:
     warm_events: int = 0
     """Events of touched items that could have been ranked."""
     event: list[int] = field(default_factory=list)
-    """Number of each ranked event."""
+    """Number of each ranked event …"""
+    user: list[int] = field(default_factory=list)
+    """… and whose it is."""
     rank: list[float] = field(default_factory=list)
     """Infinite for a miss."""
     cold: list[bool] = field(default_factory=list)
@@ -73,6 +78,18 @@ class Outcome:
             "score_s": self.score_s,
         }
 
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % intervals of recall on touched items, on new ones, and of new ones among new ones.
+
+        Percentiles of the bootstrap (Efron & Tibshirani, "An introduction to the bootstrap", 1993) over users, for what
+        one user does is not independent; what was not measured is left out.
+        """
+        rank, user, cold = np.array(self.rank), np.array(self.user, np.int64), np.array(self.cold, bool)
+        parts = {"warm_recall": (rank[~cold], user[~cold]), "cold_recall": (rank[cold], user[cold])}
+        if self.rank_among_cold:
+            parts["cold_among_cold"] = (np.array(self.rank_among_cold), user[cold])
+        return {name: _interval(ranks < self.k, users) for name, (ranks, users) in parts.items() if len(ranks)}
+
     def recall_by_phase(self) -> list[float]:
         """Recall of each phase, in order; NaN where nothing was ranked. Warm events stand for those not ranked too."""
         hit, cold, phase = np.array(self.rank) < self.k, np.array(self.cold, bool), np.array(self.phase, np.int64)
@@ -107,3 +124,14 @@ class Outcome:
 
     def _places(self) -> dict[int, float]:
         return dict(zip(self.event, self.rank, strict=True))
+
+
+def _interval(hit: ArrayLike, user: ArrayLike) -> tuple[float, float]:
+    """Of the share of hits among the events of these users, all of a user's drawn together."""
+    _, number = np.unique(user, return_inverse=True)
+    sums_2U = np.stack([np.bincount(number, weights=hit), np.bincount(number)])
+    users = sums_2U.shape[1]
+    draws_RU = np.random.default_rng(0).multinomial(users, np.full(users, 1 / users), RESAMPLES)
+    hits, events = sums_2U @ draws_RU.T
+    low, high = np.percentile(hits / np.maximum(events, 1), (2.5, 97.5))
+    return float(low), float(high)

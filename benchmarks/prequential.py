@@ -161,6 +161,7 @@ class _Walk:
         if score_I.shape != (stream.items,) or not np.isfinite(score_I).all():
             raise ValueError(f"Scores of shape {score_I.shape}, or some that are not finite.")
         outcome.event.append(j)
+        outcome.user.append(user)
         outcome.cold.append(cold)
         outcome.phase.append(number)
         if cold and outcome.catalogue == "seen":

@@ -134,7 +134,8 @@ def run(entry: Entry, stream: Stream, *, phases: int) -> Found:
     except TooManyItemsError as error:
         return row | {"left_out": str(error)}, None
     wall_s = time.perf_counter() - started
-    return row | outcome.figures() | {"wall_s": wall_s, "recall_by_phase": outcome.recall_by_phase()}, outcome
+    measured = {"wall_s": wall_s, "intervals": outcome.intervals(), "recall_by_phase": outcome.recall_by_phase()}
+    return row | outcome.figures() | measured, outcome
 
 
 def rating_ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -148,7 +149,7 @@ def _without_nan(value: Any) -> Any:
     """JSON has no NaN: null instead."""
     if isinstance(value, dict):
         return {key: _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_without_nan(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

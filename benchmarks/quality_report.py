@@ -20,6 +20,8 @@ COLUMNS = {
     "wall_s": ("wall s", "{:.0f}"),
 }
 """Key of a line → its heading and format."""
+BETWEEN = ("warm_recall", "cold_recall", "cold_among_cold")
+"""Keys of the columns that have intervals."""
 NAME_WIDTH, WIDTH = 22, 15
 SMOOTHED = 8
 """Phases whose mean is a point of the plot: single ones are noise."""
@@ -28,8 +30,9 @@ Recall and NDCG are of all ranked events: repeats are not ranked. Candidates are
 whoever knows contents, the items that somebody touched for the others, who could only lose by more of them.
 Cold: events of items that nobody had touched; among cold, ranked among such items alone. Of ablations a quarter of the
 warm events and all cold ones are ranked; recall and NDCG are those of `headwater` and the mean change on these events,
-± one standard error of the change. `events/s` is learning, all of it. River learns each event, LightFM each phase; item
-kNN and implicit refit on all of the past every fourth phase, `item-knn-fresh` at every event.
+± one standard error of the change. Intervals are by the bootstrap over users, of the events ranked. `events/s` is
+learning, all of it. River learns each event, LightFM each phase; item kNN and implicit refit on all of the past every
+fourth phase, `item-knn-fresh` at every event.
 """
 
 
@@ -54,9 +57,25 @@ def markdown(folder: str, about: str, rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         if "left_out" not in row:
             lines.append(f"| {row['name']} | {row['catalogue']} | " + " | ".join(_cells(row)) + " |")
-    lines += _changes(rows)
+    lines += _intervals(rows) + _changes(rows)
     missing = [f"Left out: {row['name']}, {row['left_out']}." for row in rows if "left_out" in row]
     return "\n".join([*lines, "", *missing, *([""] if missing else []), NOTES])
+
+
+def _intervals(rows: Sequence[dict[str, Any]]) -> list[str]:
+    ranked = [row for row in rows if row.get("intervals")]
+    if not ranked:
+        return []
+    lines = [
+        "",
+        "| 95 % interval of | " + " | ".join(COLUMNS[key][0] for key in BETWEEN) + " |",
+        "|---|---:|---:|---:|",
+    ]
+    for row in ranked:
+        bounds = [row["intervals"].get(key) for key in BETWEEN]
+        cells = ["–" if pair is None else f"{pair[0]:.4f} to {pair[1]:.4f}" for pair in bounds]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _changes(rows: Sequence[dict[str, Any]]) -> list[str]:

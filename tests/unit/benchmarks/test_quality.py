@@ -24,6 +24,7 @@ from benchmarks import ablations, quality
 from benchmarks.baselines import Popularity
 from benchmarks.contender import Contender
 from benchmarks.entrants import Entry, entries
+from benchmarks.outcome import Outcome
 from benchmarks.prequential import Past
 from benchmarks.stream import Stream
 from models.calibration import Calibration
@@ -142,8 +143,27 @@ def test_the_table_is_printed_and_written(folder: Path, tmp_path: Path) -> None:
     assert len(written["lines"][0]["recall_by_phase"]) == 5
     page = (out / "quality.md").read_text(encoding="utf-8")
     assert f"| popularity | seen | {written['lines'][0]['recall']:.4f} |" in page
+    low, high = written["lines"][0]["intervals"]["warm_recall"]
+    assert low < written["lines"][0]["warm_recall"] < high
+    assert f"| popularity | {low:.4f} to {high:.4f} |" in page
     assert "popularity " in result.output
     assert (out / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_intervals_are_over_users_and_as_wide_as_what_they_do_differs() -> None:
+    hit, miss = 3.0, 50.0
+    alike = Outcome(k=20, catalogue="announced", events=400, user=[u for u in range(100) for _ in range(4)])
+    alike.rank, alike.cold = [hit, miss, hit, miss] * 100, [False, False, True, True] * 100
+    alike.rank_among_cold = [hit, hit] * 100
+    # everybody hits half of the time: whoever is drawn, the share is the same
+    assert alike.intervals() == {"warm_recall": (0.5, 0.5), "cold_recall": (0.5, 0.5), "cold_among_cold": (1.0, 1.0)}
+    apart = Outcome(k=20, catalogue="announced", events=400, user=alike.user, cold=[False] * 400)
+    apart.rank = [hit] * 200 + [miss] * 200
+    low, high = apart.intervals()["warm_recall"]
+    error = (0.25 / 100) ** 0.5  # of 100 users, not of 400 events
+    assert low == pytest.approx(0.5 - 1.96 * error, abs=0.015)
+    assert high == pytest.approx(0.5 + 1.96 * error, abs=0.015)
+    assert set(apart.intervals()) == {"warm_recall"}
 
 
 def test_lines_that_run_side_by_side_are_those_that_run_one_after_another(stream: Stream) -> None:
