@@ -6,8 +6,7 @@ uncertainty, which is a ridge on θ in the dimensions that little is known of; a
 much the choices of each window of age depart from it.
 
 Shape suffixes: N items, S those of them that stand for all, B users, P places of the past (newest first), E choices of
-all of some users, W windows of age, K dimensions, R those of them that
-have not vanished, H pairs of two of them.
+all of some users, W windows of age, K dimensions, R those of them that have not vanished, H pairs of two of them.
 """
 
 from __future__ import annotations
