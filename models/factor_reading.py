@@ -6,11 +6,13 @@ uncertainty, which is a ridge on θ in the dimensions that little is known of; a
 much the choices of each window of age depart from it.
 
 Shape suffixes: N items, S those of them that stand for all, B users, P places of the past (newest first), E choices of
-all of some users, W windows of age, K dimensions, R those of them that have not vanished, H pairs of two of them.
+all of some users, H those made before, W windows of age, G stretches of time, X users' stretches or windows, K
+dimensions, R those of them that have not vanished, T pairs of two of them.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +34,8 @@ LONGEST_STEP = 2.0
 """θ moves no further in one; where a step is a user's first, the likelihood is far from its parabola."""
 NEGLIGIBLE = 1e-6
 """A dimension in which no item's coordinate is more has vanished: users are not read in it."""
+LEAST_SHARE = 1e-6
+"""Of its user's choices an item was there for so many at least."""
 UNDERFLOW = 1e-20
 """Products of two coordinates that are less are 0."""
 BLOCK_USERS = 256
@@ -62,9 +66,9 @@ class Rivals:
         self._place_N = self.row_S.new_full((len(counts_N),), -1)
         self._place_N[self.row_S] = torch.arange(len(self.row_S), device=self.row_S.device)
 
-    def choices(self, first: FirstChoices) -> Choices:
-        """Of users who chose these items. Items whose counts have run out say nothing: there is no share by which they
-        were to be expected."""
+    def choices(self, first: FirstChoices, had: FirstChoices | None = None) -> Choices:
+        """Of users who chose these items, and could not choose what they `had`. Items whose counts have run out say
+        nothing: there is no share by which they were to be expected."""
         found = (torch.from_numpy(one).to(self.row_S.device) for one in (first.user_E, first.place_E, first.item_E))
         user_E, place_E, row_E = found
         known_E = self._there_N[row_E.clamp(max=len(self._place_N))]
@@ -73,7 +77,7 @@ class Rivals:
         count_B = torch.bincount(user_E, minlength=first.users)
         # the oldest was there for its own choice only, the newest until the end
         before_E = count_B.cumsum(0)[user_E] - torch.arange(len(user_E), device=user_E.device)
-        log_E = (before_E.float() / count_B.float()[user_E]).clamp(min=1e-6).log()
+        log_E = (before_E.float() / count_B.float()[user_E]).clamp(min=LEAST_SHARE).log()
         rival_E = self._place_N[row_E]
         available_BS = self._log_share_S.repeat(len(count_B), 1)
         cell_E = user_E * available_BS.shape[1] + rival_E
@@ -81,6 +85,11 @@ class Rivals:
             there_E = torch.nonzero(rival_E >= 0)[:, 0]
             cell_E, log_E = cell_E[there_E], log_E[there_E]
         available_BS.view(-1).scatter_add_(0, cell_E, log_E)
+        if had is not None:
+            user_H, row_H = (torch.from_numpy(one).to(self.row_S.device) for one in (had.user_E, had.item_E))
+            rival_H = self._place_N[row_H]
+            there_H = torch.nonzero(rival_H >= 0)[:, 0]
+            available_BS[user_H[there_H], rival_H[there_H]] = math.log(LEAST_SHARE)
         return Choices(user_E, place_E, row_E, count_B.unsqueeze(1), available_BS)
 
 
@@ -95,9 +104,9 @@ class UserPosterior:
         size = mean_NK.shape[1]
         self._upper = torch.triu_indices(size, size, device=mean_NK.device)
         first, second = self._upper
-        products_SH = self._mean_SK[:, first] * self._mean_SK[:, second]
+        products_ST = self._mean_SK[:, first] * self._mean_SK[:, second]
         # of dimensions that have vanished they would be denormal, which makes sums over them six times slower
-        self._products_SH = torch.where(products_SH.abs() < UNDERFLOW, 0.0, products_SH)
+        self._products_ST = torch.where(products_ST.abs() < UNDERFLOW, 0.0, products_ST)
 
     def expected(self, theta_BK: Tensor, choices: Choices) -> Tensor:
         """How many of each user's choices were to be expected of each item that stands for all, (B, S)."""
@@ -112,6 +121,28 @@ class UserPosterior:
         start_X = count_X.cumsum(0) - count_X
         return torch.as_tensor(functional.embedding_bag(choices.row_E, self._mean_NK, start_X, mode="sum"))
 
+    def evidence_of_turns(self, choices: Choices, stretch_E: Tensor, precision_BKK: Tensor) -> float:
+        """How much likelier, log of the odds by Laplace's approximation, these choices are where each user wants
+        something else in each stretch of time (numbers) than where all want the same throughout.
+
+        Where θ_u + d with d ~ N(0, I) is wanted in a stretch, rather than θ_u, whose precision is given.
+        """
+        users, size = precision_BKK.shape[:2]
+        stretches = int(stretch_E.max()) + 1 if len(stretch_E) else 1
+        count_X = torch.bincount(choices.user_E * stretches + stretch_E, minlength=users * stretches)
+        count_BG1 = count_X.view(users, stretches, 1).float()
+        share_BG1 = count_BG1 / choices.count_B1.clamp(min=1).unsqueeze(2)
+        sum_BGK = self.chosen_sum(choices, count_X).view(users, stretches, size)
+        beyond_BGK = sum_BGK - share_BG1 * sum_BGK.sum(1, keepdim=True)
+        # what all choose more of in a stretch is no turn of anybody's wants
+        beyond_BGK -= count_BG1 * (beyond_BGK.sum(0) / count_BG1.sum(0).clamp(min=1))
+        some_BG = ((share_BG1 > 0) & (share_BG1 < 1)).squeeze(2)
+        eye_KK = torch.eye(size, device=precision_BKK.device)
+        spread_BGKK = share_BG1.unsqueeze(3) * (precision_BKK - eye_KK).unsqueeze(1)
+        beyond_XK, precision_XKK = beyond_BGK[some_BG], spread_BGKK[some_BG] + eye_KK
+        moved_XK = torch.linalg.solve(precision_XKK, beyond_XK)
+        return float(((beyond_XK * moved_XK).sum() - torch.logdet(precision_XKK).sum()) / 2)
+
     def __call__(self, choices: Choices) -> tuple[Tensor, Tensor]:
         """θ (B, K), zeros of who chose nothing, and its precision (B, K, K)."""
         count_B1 = choices.count_B1
@@ -122,10 +153,10 @@ class UserPosterior:
             expected_BS = self.expected(theta_BK, choices)
             mean_BK = expected_BS @ self._mean_SK
             ridge_BK = 1 + expected_BS @ self._variance_SK
-            square_BH = expected_BS @ self._products_SH
+            square_BT = expected_BS @ self._products_ST
             first, second = self._upper
-            precision_BKK[:, first, second] = square_BH
-            precision_BKK[:, second, first] = square_BH
+            precision_BKK[:, first, second] = square_BT
+            precision_BKK[:, second, first] = square_BT
             precision_BKK -= mean_BK.unsqueeze(2) * (mean_BK / count_B1.clamp(min=1)).unsqueeze(1)
             precision_BKK += torch.diag_embed(ridge_BK)
             gradient_BK = sum_BK - mean_BK - ridge_BK * theta_BK

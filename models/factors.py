@@ -10,7 +10,9 @@ share of all choices, θ_u ~ N(0, I) and v_i ~ N(0, diag α): a factorisation of
   variational inference", 2017);
 - α by how large v is, so that dimensions which explain nothing vanish (Bishop, "Variational principal components",
   1999); each block the axes are turned and scaled to where users vary by 1 in each and items' coordinates are
-  uncorrelated, which is what makes that quick (Qi & Jaakkola, "Parameter expanded variational Bayesian methods", 2007).
+  uncorrelated, which is what makes that quick (Qi & Jaakkola, "Parameter expanded variational Bayesian methods", 2007);
+- where users of a block are likelier to have wanted something else in each stretch of time than the same throughout,
+  each stretch has a θ of its own for the items to be learned by.
 
 Unlike `models.cooccurrence` it knows that choices use items up, and how sure it is of anything; unlike the tower's
 vectors it has no more dimensions than there is evidence for.
@@ -29,14 +31,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.event_log import LogView, Places
-from models.factor_reading import FactorReading, Rivals, UserPosterior
+from models.factor_reading import Choices, FactorReading, Rivals, UserPosterior
 from models.finite import all_finite
-from models.past import KNOWN, FirstChoices
+from models.past import KNOWN, WINDOW_ENDS, FirstChoices
 
 Ints = NDArray[np.int64]
 
 USERS = 512
 """Most users whose histories a block is learned by."""
+STRETCH_ENDS = WINDOW_ENDS[2:]
+"""Stretches of time within which wants may differ end after so many events of anybody; the last has no end."""
 PASSES = 2
 """Steps of the items in a block."""
 RATE = 0.2
@@ -102,14 +106,20 @@ class Factors:
         # at random, so that an item which nobody of a block chose is seldom, and then all the more, pushed away by it
         rivals = Rivals(counts_N, float(torch.rand(1, generator=generator, device=self.mean.device)))
         # what nobody is expected to choose any more is left out: it would only be drawn to its users, never pushed away
-        choices = rivals.choices(_chosen(log, positions))
+        first, age_BP = _chosen(log, positions)
+        choices = rivals.choices(first)
         if not len(choices.row_E) or not self.finite:
             return
         if not self.mean.any():
             chosen_N1 = (counts_N > 0).unsqueeze(1)
             noise_NK = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
             self.mean = SPREAD * noise_NK * chosen_N1
-        theta_BK, precision_BKK = UserPosterior(self.mean, self.precision, rivals)(choices)
+        posterior = UserPosterior(self.mean, self.precision, rivals)
+        theta_BK, precision_BKK = posterior(choices)
+        if bool(precision_BKK.isfinite().all()) and self._turned(posterior, choices, age_BP, precision_BKK):
+            # the items are learned by wants as they were at the time
+            choices = rivals.choices(*first.apart(_stretches(age_BP[first.user_E, first.place_E])))
+            theta_BK, precision_BKK = posterior(choices)
         if not bool(theta_BK.isfinite().all() and precision_BKK.isfinite().all()):
             return
         covariance_BKK = torch.linalg.inv(precision_BKK)
@@ -136,6 +146,12 @@ class Factors:
         there_N = counts_N > 0
         found_K = (self.mean[there_N].square() + 1 / self.precision[there_N]).mean(0)
         self.variance = torch.lerp(self.variance, found_K, rate / 4).clamp(min=LEAST_VARIANCE)
+
+    @staticmethod
+    def _turned(posterior: UserPosterior, choices: Choices, age_BP: Ints, precision_BKK: Tensor) -> bool:
+        age_E = age_BP[choices.user_E.cpu().numpy(), choices.place_E.cpu().numpy()]
+        stretch_E = torch.from_numpy(_stretches(age_E)).to(precision_BKK.device)
+        return posterior.evidence_of_turns(choices, stretch_E, precision_BKK) > 0
 
     def _turn(self, theta_BK: Tensor, covariance_BKK: Tensor) -> Tensor:
         """Turn and scale the items to where users vary by 1; returns by what (K, K), v ← v A."""
@@ -164,13 +180,21 @@ class Factors:
         self._reading = None
 
 
-def _chosen(log: LogView, positions: Ints) -> FirstChoices:
-    """What the users of these events had chosen by the last of theirs; of some users, where they are many."""
+def _chosen(log: LogView, positions: Ints) -> tuple[FirstChoices, Ints]:
+    """What the users of these events had chosen by the last of theirs, and how long ago each was, in events, (B, P); of
+    some users, where they are many."""
     chosen = positions[(log.weight[positions] > 0) & (log.item[positions] >= 0) & (log.user[positions] >= 0)]
     _, place = np.unique(log.user[chosen][::-1], return_index=True)
     last_B = np.sort(chosen[::-1][place])
     if len(last_B) > USERS:
         last_B = last_B[np.linspace(0, len(last_B) - 1, USERS).round().astype(np.int64)]
-    places = Places(log.histories(last_B, KNOWN))
+    past_BP = log.histories(last_B, KNOWN)
+    places = Places(past_BP)
     item_BP = places.of(log.item, -1, np.int64)
-    return FirstChoices.of(item_BP, (item_BP >= 0) & (places.of(log.weight, 0) > 0))
+    first = FirstChoices.of(item_BP, (item_BP >= 0) & (places.of(log.weight, 0) > 0))
+    return first, positions[-1:].max(initial=0) - past_BP
+
+
+def _stretches(age_E: Ints) -> Ints:
+    """In which stretch of time each of these choices was made."""
+    return np.searchsorted(STRETCH_ENDS, age_E, side="right")

@@ -106,6 +106,22 @@ class FirstChoices(NamedTuple):
         first_E = np.flatnonzero(chosen_E)
         return cls(len(item_BP), user_E[first_E], place_E[first_E], item_E[first_E])
 
+    def apart(self, stretch_E: Ints) -> tuple[FirstChoices, FirstChoices]:
+        """What each user chose in each stretch of time (numbers, the newest is 0) as if each had a user of its own; and
+        what these users had chosen before, who in fact are one."""
+        stretches = int(stretch_E.max(initial=0)) + 1
+        found, user_E = np.unique(self.user_E * stretches + stretch_E, return_inverse=True)
+        number_X = np.full(self.users * stretches, -1)
+        number_X[found] = np.arange(len(found))
+        # by all stretches after its own
+        at_H = np.repeat(np.arange(len(user_E)), stretch_E)
+        later_H = np.arange(len(at_H)) - np.repeat(np.cumsum(stretch_E) - stretch_E, stretch_E)
+        by_H = number_X[self.user_E[at_H] * stretches + later_H]
+        there_H = np.flatnonzero(by_H >= 0)
+        at_H = at_H[there_H]
+        had = FirstChoices(len(found), by_H[there_H], self.place_E[at_H], self.item_E[at_H])
+        return FirstChoices(len(found), user_E, self.place_E, self.item_E), had
+
     def blocks(self, users: int) -> Iterator[tuple[slice, FirstChoices]]:
         """The same of so many users at a time, and which."""
         for start in range(0, max(self.users, 1), users):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -245,6 +246,53 @@ def test_a_choice_counts_where_it_was_first_and_only_if_it_was_one() -> None:
     assert (other.users, other.user_E.tolist(), other.place_E.tolist()) == (1, [0] * 4, [0, 2, 4, 5])
 
 
+def test_stretches_of_time_are_as_of_users_of_their_own_who_remember_the_others() -> None:
+    first = chosen([5, 3, 8, 1], [2, -1, 6, -1], [4, 7, -1, -1])
+    apart, had = first.apart(np.array([0, 1, 1, 2, 0, 2, 1, 1]))
+    assert apart.users == 6
+    assert apart.user_E.tolist() == [0, 1, 1, 2, 3, 4, 5, 5]
+    assert apart.item_E.tolist() == first.item_E.tolist()
+    before = {user: sorted(had.item_E[had.user_E == user].tolist()) for user in range(6)}
+    assert before == {0: [1, 3, 8], 1: [1], 2: [], 3: [6], 4: [], 5: []}
+    nobody, nothing = chosen([-1, -1]).apart(np.zeros(0, np.int64))
+    assert nobody.users == len(nobody.user_E) == len(nothing.user_E) == 0
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_items_are_learned_by_what_was_wanted_at_the_time(turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each user chooses 20 items, then 20 more, by the same wants or by the opposite ones."""
+    rng = np.random.default_rng(5)
+    users, items = 120, 120
+    taste, item = 2.5 * rng.standard_normal((users, 1)), rng.standard_normal((items, 1))
+    rows: list[tuple[int, int]] = []
+    free = np.ones((users, items), bool)
+    for sign in (1, -1 if turned else 1):
+        for user in np.tile(rng.permutation(users), 20).tolist():
+            utility = sign * (taste[user] @ item.T) + rng.gumbel(size=items)
+            at = int(np.argmax(np.where(free[user], utility, -np.inf)))
+            free[user, at] = False
+            rows.append((user, at))
+    log = log_of([user for user, _ in rows], [at for _, at in rows])
+    monkeypatch.setattr(factors, "STRETCH_ENDS", (len(rows) // 2,))
+    seen: list[bool] = []
+    found_by_evidence = Factors._turned
+
+    def noted(*arguments: Any) -> bool:
+        seen.append(found_by_evidence(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(Factors, "_turned", staticmethod(noted))
+    whole, _, _ = learned(log, items)
+    assert seen[-1] == turned
+    likeness = abs(float(np.corrcoef(whole.mean[:, -1], item[:, 0])[0, 1]))
+    monkeypatch.setattr(Factors, "_turned", staticmethod(lambda *_: False))
+    as_one, _, _ = learned(log, items)
+    mixed = abs(float(np.corrcoef(as_one.mean[:, -1], item[:, 0])[0, 1]))
+    assert likeness > 0.8
+    if turned:
+        assert likeness > mixed + 0.1
+
+
 def test_of_many_items_some_stand_for_all_by_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factor_reading, "ITEMS", 50)
     monkeypatch.setattr(factor_reading, "STAND_INS", 40)
@@ -268,7 +316,7 @@ def test_of_many_items_some_stand_for_all_by_their_shares(monkeypatch: pytest.Mo
 def test_of_many_users_some_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
     log, _, _ = world(users=60, items=40, each=12)
     monkeypatch.setattr(factors, "USERS", 10)
-    assert factors._chosen(log.view(), np.arange(len(log))).users == 10
+    assert factors._chosen(log.view(), np.arange(len(log)))[0].users == 10
     found, _, _ = learned(log, 40)
     assert bool(found.mean.isfinite().all())
     assert bool(found.mean.any())
