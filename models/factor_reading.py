@@ -137,11 +137,14 @@ class UserPosterior:
         # what all choose more of in a stretch is no turn of anybody's wants
         beyond_BGK -= count_BG1 * (beyond_BGK.sum(0) / count_BG1.sum(0).clamp(min=1))
         some_BG = ((share_BG1 > 0) & (share_BG1 < 1)).squeeze(2)
+        user_X = torch.nonzero(some_BG)[:, 0]
         eye_KK = torch.eye(size, device=precision_BKK.device)
-        spread_BGKK = share_BG1.unsqueeze(3) * (precision_BKK - eye_KK).unsqueeze(1)
-        beyond_XK, precision_XKK = beyond_BGK[some_BG], spread_BGKK[some_BG] + eye_KK
-        moved_XK = torch.linalg.solve(precision_XKK, beyond_XK)
-        return float(((beyond_XK * moved_XK).sum() - torch.logdet(precision_XKK).sum()) / 2)
+        precision_XKK = torch.lerp(eye_KK, precision_BKK[user_X], share_BG1[some_BG].unsqueeze(2))
+        root_XKK, failed_X = torch.linalg.cholesky_ex(precision_XKK)
+        if bool(failed_X.any()):
+            return -math.inf
+        moved_XK1 = torch.linalg.solve_triangular(root_XKK, beyond_BGK[some_BG].unsqueeze(2), upper=False)
+        return float(moved_XK1.square().sum() / 2 - root_XKK.diagonal(dim1=1, dim2=2).log().sum())
 
     def __call__(self, choices: Choices) -> tuple[Tensor, Tensor]:
         """θ (B, K), zeros of who chose nothing, and its precision (B, K, K)."""
