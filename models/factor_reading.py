@@ -89,7 +89,7 @@ class Rivals:
             user_H, row_H = (torch.from_numpy(one).to(self.row_S.device) for one in (had.user_E, had.item_E))
             rival_H = self._place_N[row_H]
             there_H = torch.nonzero(rival_H >= 0)[:, 0]
-            available_BS[user_H[there_H], rival_H[there_H]] = math.log(LEAST_SHARE)
+            available_BS[user_H[there_H], rival_H[there_H]] += math.log(LEAST_SHARE)
         return Choices(user_E, place_E, row_E, count_B.unsqueeze(1), available_BS)
 
 
@@ -135,8 +135,9 @@ class UserPosterior:
         sum_BGK = self.chosen_sum(choices, count_X).view(users, stretches, size)
         beyond_BGK = sum_BGK - share_BG1 * sum_BGK.sum(1, keepdim=True)
         # what all choose more of in a stretch is no turn of anybody's wants
-        beyond_BGK -= count_BG1 * (beyond_BGK.sum(0) / count_BG1.sum(0).clamp(min=1))
         some_BG = ((share_BG1 > 0) & (share_BG1 < 1)).squeeze(2)
+        both_BG1 = count_BG1 * some_BG.unsqueeze(2)  # who chose in one stretch only departs from nothing
+        beyond_BGK -= both_BG1 * (beyond_BGK.sum(0) / both_BG1.sum(0).clamp(min=1))
         user_X = torch.nonzero(some_BG)[:, 0]
         eye_KK = torch.eye(size, device=precision_BKK.device)
         precision_XKK = torch.lerp(eye_KK, precision_BKK[user_X], share_BG1[some_BG].unsqueeze(2))
