@@ -293,6 +293,40 @@ def test_items_are_learned_by_what_was_wanted_at_the_time(turned: bool, monkeypa
         assert likeness > mixed + 0.1
 
 
+@pytest.mark.parametrize("newcomers", [0, 300])
+@pytest.mark.parametrize("each_turns", [False, True])
+def test_what_all_choose_more_of_is_no_turn_of_wants(newcomers: int, each_turns: bool) -> None:
+    """Half of the items are to the right; 60 users go there more of late, or each other one does and the rest leave."""
+    rng = np.random.default_rng(0)
+    right, left = np.arange(100), np.arange(100, 200)
+    mean_NK = torch.where(torch.arange(200) < 100, 1.0, -1.0).unsqueeze(1)
+
+    def stretch(chance: float) -> list[int]:
+        to_right = int(rng.binomial(30, chance))
+        return [*rng.choice(right, to_right, replace=False), *rng.choice(left, 30 - to_right, replace=False)]
+
+    pasts = []
+    for user in range(60):
+        late = 0.15 if each_turns and user % 2 else 0.85
+        recent, old = stretch(late), stretch(1 - late)
+        pasts.append([*recent, *(-1 if item in recent else item for item in old)])
+    pasts += [[*stretch(0.85), *[-1] * 30] for _ in range(newcomers)]
+    rivals = Rivals(torch.ones(200).double())
+    choices = rivals.choices(chosen(*pasts))
+    posterior = UserPosterior(mean_NK, torch.full((200, 1), 1e9), rivals)
+    _, precision_BKK = posterior(choices)
+    evidence = posterior.evidence_of_turns(choices, (choices.place_E >= 30).long(), precision_BKK)
+    assert (evidence > 0) == each_turns
+
+
+def test_what_a_user_had_is_never_likelier_for_it() -> None:
+    rivals = Rivals(torch.tensor([1e-3, 2e4, 2e4]).double())  # a share below the least
+    plain = rivals.choices(chosen([1])).available_BS
+    had = rivals.choices(chosen([1]), chosen([0])).available_BS
+    assert float(had[0, 0]) < float(plain[0, 0]) - 5
+    torch.testing.assert_close(had[:, 1:], plain[:, 1:])
+
+
 def test_of_many_items_some_stand_for_all_by_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factor_reading, "ITEMS", 50)
     monkeypatch.setattr(factor_reading, "STAND_INS", 40)
