@@ -133,5 +133,5 @@ def _interval(hit: ArrayLike, user: ArrayLike) -> tuple[float, float]:
     users = sums_2U.shape[1]
     draws_RU = np.random.default_rng(0).multinomial(users, np.full(users, 1 / users), RESAMPLES)
     hits, events = sums_2U @ draws_RU.T
-    low, high = np.percentile(hits / np.maximum(events, 1), (2.5, 97.5))
+    low, high = np.percentile(hits / events, (2.5, 97.5))
     return float(low), float(high)

@@ -39,7 +39,7 @@ LEAST_SHARE = 1e-6
 UNDERFLOW = 1e-20
 """Products of two coordinates that are less are 0."""
 BLOCK_USERS = 256
-"""Users inferred at once."""
+"""Users read at once."""
 
 
 class Choices(NamedTuple):
@@ -61,14 +61,15 @@ class Rivals:
         """Of items that were chosen so often (decayed or not). `start`, from 0 to 1, decides which ones stand for all
         where they are many."""
         self.row_S, share_S = _stand_ins(counts_N, start)
+        """Rows of the items that stand for all."""
         self._log_share_S = share_S.log()
         self._there_N = torch.cat((counts_N > 0, counts_N.new_zeros(1, dtype=torch.bool)))
         self._place_N = self.row_S.new_full((len(counts_N),), -1)
         self._place_N[self.row_S] = torch.arange(len(self.row_S), device=self.row_S.device)
 
-    def choices(self, first: FirstChoices, had: FirstChoices | None = None) -> Choices:
-        """Of users who chose these items, and could not choose what they `had`. Items whose counts have run out say
-        nothing: there is no share by which they were to be expected."""
+    def choices(self, first: FirstChoices, had: tuple[Ints, Ints] | None = None) -> Choices:
+        """Of users who chose these items, and could not choose what they `had` (users and known items). Items whose
+        counts have run out say nothing: there is no share by which they were to be expected."""
         found = (torch.from_numpy(one).to(self.row_S.device) for one in (first.user_E, first.place_E, first.item_E))
         user_E, place_E, row_E = found
         known_E = self._there_N[row_E.clamp(max=len(self._place_N))]
@@ -86,7 +87,7 @@ class Rivals:
             cell_E, log_E = cell_E[there_E], log_E[there_E]
         available_BS.view(-1).scatter_add_(0, cell_E, log_E)
         if had is not None:
-            user_H, row_H = (torch.from_numpy(one).to(self.row_S.device) for one in (had.user_E, had.item_E))
+            user_H, row_H = (torch.from_numpy(one).to(self.row_S.device) for one in had)
             rival_H = self._place_N[row_H]
             there_H = torch.nonzero(rival_H >= 0)[:, 0]
             available_BS[user_H[there_H], rival_H[there_H]] += math.log(LEAST_SHARE)
@@ -125,7 +126,8 @@ class UserPosterior:
         """How much likelier, log of the odds by Laplace's approximation, these choices are where each user wants
         something else in each stretch of time (numbers) than where all want the same throughout.
 
-        Where θ_u + d with d ~ N(0, I) is wanted in a stretch, rather than θ_u, whose precision is given.
+        Where θ_u + d with d ~ N(0, I) is wanted in a stretch, rather than θ_u, whose precision is given. θ_u stays as
+        it is, and each d pays for itself though they add up to nothing: so this is less than the odds are, and cautious.
         """
         users, size = precision_BKK.shape[:2]
         stretches = int(stretch_E.max()) + 1 if len(stretch_E) else 1
@@ -185,14 +187,10 @@ class FactorReading:
         """Where the items are."""
         return self._there_R.device
 
-    def __call__(self, first: FirstChoices) -> Tensor:
-        """θ (B, K) of users who chose these items, zeros where that is nothing."""
-        parts = [self._posterior(self._rivals.choices(part))[0] for _, part in first.blocks(BLOCK_USERS)]
-        return self._whole(torch.cat(parts))
-
     def by_window(self, first: FirstChoices, age_BP: Ints) -> Tensor:
-        """θ, then by how much it would move for what was chosen in each window of age less what it expects there;
-        (B, 1 + W, K). `age_BP`: how many events ago each was, ascending."""
+        """θ of users who chose these items, then by how much it would move for what was chosen in each window of age
+        less what it expects there; (B, 1 + W, K), zeros of who chose nothing. `age_BP`: how many events ago each was,
+        ascending."""
         if not len(self._there_R) or not len(first.user_E):
             return torch.zeros(first.users, 1 + WINDOWS, self._size, device=self.device)
         parts = [

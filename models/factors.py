@@ -105,8 +105,8 @@ class Factors:
         self._reading = None
         # at random, so that an item which nobody of a block chose is seldom, and then all the more, pushed away by it
         rivals = Rivals(counts_N, float(torch.rand(1, generator=generator, device=self.mean.device)))
-        # what nobody is expected to choose any more is left out: it would only be drawn to its users, never pushed away
         first, age_BP = _chosen(log, positions)
+        # what nobody is expected to choose any more is left out: it would only be drawn to its users, never pushed away
         choices = rivals.choices(first)
         if not len(choices.row_E) or not self.finite:
             return

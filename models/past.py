@@ -106,9 +106,10 @@ class FirstChoices(NamedTuple):
         first_E = np.flatnonzero(chosen_E)
         return cls(len(item_BP), user_E[first_E], place_E[first_E], item_E[first_E])
 
-    def apart(self, stretch_E: Ints) -> tuple[FirstChoices, FirstChoices]:
-        """What each user chose in each stretch of time (numbers, the newest is 0) as if each had a user of its own; and
-        what these users had chosen before, who in fact are one."""
+    def apart(self, stretch_E: Ints) -> tuple[FirstChoices, tuple[Ints, Ints]]:
+        """What each user chose in each stretch of time (numbers, the newest is 0, so that a user's ascend) as if each
+        had a user of its own; and what these had chosen before, who in fact are one: users and items, each pair once,
+        in no order."""
         stretches = int(stretch_E.max(initial=0)) + 1
         found, user_E = np.unique(self.user_E * stretches + stretch_E, return_inverse=True)
         number_X = np.full(self.users * stretches, -1)
@@ -118,8 +119,7 @@ class FirstChoices(NamedTuple):
         later_H = np.arange(len(at_H)) - np.repeat(np.cumsum(stretch_E) - stretch_E, stretch_E)
         by_H = number_X[self.user_E[at_H] * stretches + later_H]
         there_H = np.flatnonzero(by_H >= 0)
-        at_H = at_H[there_H]
-        had = FirstChoices(len(found), by_H[there_H], self.place_E[at_H], self.item_E[at_H])
+        had = by_H[there_H], self.item_E[at_H[there_H]]
         return FirstChoices(len(found), user_E, self.place_E, self.item_E), had
 
     def blocks(self, users: int) -> Iterator[tuple[slice, FirstChoices]]:

@@ -60,6 +60,12 @@ def chosen(*item_BP: Sequence[int]) -> FirstChoices:
     return FirstChoices.of(array_BP, array_BP >= 0)
 
 
+def wants(reading: FactorReading, first: FirstChoices) -> torch.Tensor:
+    """θ (B, K) by all that users chose."""
+    places = int(first.place_E.max(initial=0)) + 1
+    return reading.by_window(first, np.tile(np.arange(places), (first.users, 1)))[:, 0]
+
+
 def past_of(log: EventLog, user: int) -> FirstChoices:
     view = log.view()
     return chosen(view.item[view.of_user(user)][::-1].tolist())
@@ -72,7 +78,7 @@ def test_as_many_dimensions_stay_as_the_choices_bear_out_and_they_are_the_worlds
     assert (size[:2] > 0.5).all()
     assert (size[2:] < 0.05).all()
     # no axes are told, so what can be right are the products
-    theta = torch.cat([found.reading(past_of(log, user)) for user in range(150)])
+    theta = torch.cat([wants(found.reading, past_of(log, user)) for user in range(150)])
     products, true = (theta @ found.mean.T).numpy(), taste @ item.T
     products, true = products - products.mean(1, keepdims=True), true - true.mean(1, keepdims=True)
     assert np.corrcoef(products.ravel(), true.ravel())[0, 1] > 0.9
@@ -93,7 +99,7 @@ def test_a_users_vector_is_the_likeliest(monkeypatch: pytest.MonkeyPatch) -> Non
     mean_NK, counts_N = torch.randn(12, 3, generator=draw), torch.arange(1.0, 13.0, dtype=torch.float64)
     reading = FactorReading(mean_NK, torch.full((12, 3), 1e9), counts_N)
     had = [7, 2, 11, 4]  # newest first
-    theta = reading(chosen([*had, -1]))[0].double().requires_grad_()
+    theta = wants(reading, chosen([*had, -1]))[0].double().requires_grad_()
     # of four choices the oldest item was there for one, the newest for all
     there = torch.ones(12, dtype=torch.float64)
     there[had] = torch.tensor([1.0, 0.75, 0.5, 0.25], dtype=torch.float64)
@@ -114,7 +120,7 @@ def test_windows_depart_to_where_what_was_chosen_then_leads() -> None:
     right, left = range(1, 17, 2), range(0, 16, 2)
     turned = chosen([*right, *left])
     end = WINDOW_ENDS[0]
-    theta_1K, whole_1WK = reading(turned), reading.by_window(turned, np.arange(end - 8, end + 8)[None])
+    theta_1K, whole_1WK = wants(reading, turned), reading.by_window(turned, np.arange(end - 8, end + 8)[None])
     assert whole_1WK.shape == (1, 1 + WINDOWS, 2)
     torch.testing.assert_close(whole_1WK[:, 0], theta_1K)
     # eight of each: neither side is wanted more by all, and each window by its own
@@ -139,32 +145,32 @@ def test_users_are_not_read_in_dimensions_that_have_vanished() -> None:
     counts_N, past, age_BP = torch.ones(20).double(), chosen([4, 7, 2, 9]), np.array([[3, 80, 700, 9_000]])
     found = FactorReading(mean_NK, precision_NK, counts_N)
     expected = FactorReading(mean_NK[:, [0, 2]], precision_NK[:, [0, 2]], counts_N)
-    assert found(past).shape == (1, 4)
-    torch.testing.assert_close(found(past)[:, [0, 2]], expected(past))
+    assert wants(found, past).shape == (1, 4)
+    torch.testing.assert_close(wants(found, past)[:, [0, 2]], wants(expected, past))
     torch.testing.assert_close(found.by_window(past, age_BP)[..., [0, 2]], expected.by_window(past, age_BP))
     assert not found.by_window(past, age_BP)[..., [1, 3]].any()
     # nor would it say anything else
     rivals = Rivals(counts_N)
     theta_1K, _ = UserPosterior(mean_NK, precision_NK, rivals)(rivals.choices(past))
-    torch.testing.assert_close(found(past), theta_1K, atol=1e-6, rtol=0)
+    torch.testing.assert_close(wants(found, past), theta_1K, atol=1e-6, rtol=0)
 
 
 def test_little_known_items_move_a_user_less() -> None:
     mean_NK, counts_N = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)), torch.ones(30).double()
     had = chosen([1, 2, 3, 4, 5])
-    sure, unsure = (FactorReading(mean_NK, torch.full((30, 3), known), counts_N)(had) for known in (100.0, 1.0))
+    sure, unsure = (wants(FactorReading(mean_NK, torch.full((30, 3), known), counts_N), had) for known in (100.0, 1.0))
     assert float(unsure.norm()) < 0.8 * float(sure.norm())
 
 
 def test_a_user_of_nothing_and_items_nobody_knows_say_nothing() -> None:
     log, _, _ = world(users=20, items=15, each=6)
     found, _, _ = learned(log, 15)
-    assert not found.reading(chosen([-1] * 4, [-1] * 4)).any()
+    assert not wants(found.reading, chosen([-1] * 4, [-1] * 4)).any()
     known, more = chosen([3, 1, -1]), chosen([3, 99, 1])
-    torch.testing.assert_close(found.reading(more), found.reading(known))
+    torch.testing.assert_close(wants(found.reading, more), wants(found.reading, known))
     empty = Factors(DIM, "cpu")
-    assert not empty.reading(chosen([-1] * 4, [-1] * 4)).any()
-    assert not empty.reading(chosen([7], [7])).any()
+    assert not wants(empty.reading, chosen([-1] * 4, [-1] * 4)).any()
+    assert not wants(empty.reading, chosen([7], [7])).any()
 
 
 def test_items_that_nobody_chose_stay_where_they_are() -> None:
@@ -190,7 +196,7 @@ def test_items_that_have_run_out_are_not_drawn_to_those_who_once_chose_them() ->
     assert float(found.mean[gone].norm(dim=1).max()) < 2 * float(known.norm(dim=1).max())
     assert float(found.variance.max()) < 5
     past = chosen([0, 9, 1, 12, -1])
-    torch.testing.assert_close(found.reading(past), found.reading(chosen([9, 12, -1])))
+    torch.testing.assert_close(wants(found.reading, past), wants(found.reading, chosen([9, 12, -1])))
 
 
 def test_what_is_not_finite_is_left_for_the_learner_to_refuse() -> None:
@@ -248,14 +254,14 @@ def test_a_choice_counts_where_it_was_first_and_only_if_it_was_one() -> None:
 
 def test_stretches_of_time_are_as_of_users_of_their_own_who_remember_the_others() -> None:
     first = chosen([5, 3, 8, 1], [2, -1, 6, -1], [4, 7, -1, -1])
-    apart, had = first.apart(np.array([0, 1, 1, 2, 0, 2, 1, 1]))
+    apart, (had_users, had_items) = first.apart(np.array([0, 1, 1, 2, 0, 2, 1, 1]))
     assert apart.users == 6
     assert apart.user_E.tolist() == [0, 1, 1, 2, 3, 4, 5, 5]
     assert apart.item_E.tolist() == first.item_E.tolist()
-    before = {user: sorted(had.item_E[had.user_E == user].tolist()) for user in range(6)}
+    before = {user: sorted(had_items[had_users == user].tolist()) for user in range(6)}
     assert before == {0: [1, 3, 8], 1: [1], 2: [], 3: [6], 4: [], 5: []}
-    nobody, nothing = chosen([-1, -1]).apart(np.zeros(0, np.int64))
-    assert nobody.users == len(nobody.user_E) == len(nothing.user_E) == 0
+    nobody, (no_users, no_items) = chosen([-1, -1]).apart(np.zeros(0, np.int64))
+    assert nobody.users == len(nobody.user_E) == len(no_users) == len(no_items) == 0
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -322,7 +328,7 @@ def test_what_all_choose_more_of_is_no_turn_of_wants(newcomers: int, each_turns:
 def test_what_a_user_had_is_never_likelier_for_it() -> None:
     rivals = Rivals(torch.tensor([1e-3, 2e4, 2e4]).double())  # a share below the least
     plain = rivals.choices(chosen([1])).available_BS
-    had = rivals.choices(chosen([1]), chosen([0])).available_BS
+    had = rivals.choices(chosen([1]), (np.array([0]), np.array([0]))).available_BS
     assert float(had[0, 0]) < float(plain[0, 0]) - 5
     torch.testing.assert_close(had[:, 1:], plain[:, 1:])
 
@@ -340,7 +346,7 @@ def test_of_many_items_some_stand_for_all_by_their_shares(monkeypatch: pytest.Mo
     assert float((true_N.cumsum(0) - found_N.cumsum(0)).abs().max()) <= 1 / 40
     log, taste, item = world(users=150, items=80, each=30)
     found, _, _ = learned(log, 80)
-    theta = torch.cat([found.reading(past_of(log, user)) for user in range(150)])
+    theta = torch.cat([wants(found.reading, past_of(log, user)) for user in range(150)])
     products, true = (theta @ found.mean.T).numpy(), taste @ item.T
     products, true = products - products.mean(1, keepdims=True), true - true.mean(1, keepdims=True)
     # half as many places as items; the same ones block after block made it 0.2
