@@ -30,7 +30,7 @@ Recall and NDCG are of all ranked events: repeats are not ranked. Candidates are
 whoever knows contents, the items that somebody touched for the others, who could only lose by more of them.
 Cold: events of items that nobody had touched; among cold, ranked among such items alone. Of ablations a quarter of the
 warm events and all cold ones are ranked; recall and NDCG are those of `headwater` and the mean change on these events,
-± one standard error of the change. Intervals are by the bootstrap over users, of the events ranked. `events/s` is
+± one standard error of the change. Intervals are by the bootstrap over users. `events/s` is
 learning, all of it. River learns each event, LightFM each phase; item kNN and implicit refit on all of the past every
 fourth phase, `item-knn-fresh` at every event.
 """
@@ -63,7 +63,8 @@ def markdown(folder: str, about: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _intervals(rows: Sequence[dict[str, Any]]) -> list[str]:
-    ranked = [row for row in rows if row.get("intervals")]
+    # an ablation's figures are the whole's and a change, which has its standard error
+    ranked = [row for row in rows if row.get("intervals") and "warm_change" not in row]
     if not ranked:
         return []
     lines = [

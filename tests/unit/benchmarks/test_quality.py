@@ -26,6 +26,7 @@ from benchmarks.contender import Contender
 from benchmarks.entrants import Entry, entries
 from benchmarks.outcome import Outcome
 from benchmarks.prequential import Past
+from benchmarks.quality_report import markdown
 from benchmarks.stream import Stream
 from models.calibration import Calibration
 from models.learner import Learner
@@ -164,6 +165,15 @@ def test_intervals_are_over_users_and_as_wide_as_what_they_do_differs() -> None:
     assert low == pytest.approx(0.5 - 1.96 * error, abs=0.015)
     assert high == pytest.approx(0.5 + 1.96 * error, abs=0.015)
     assert set(apart.intervals()) == {"warm_recall"}
+
+
+def test_an_ablation_has_a_change_and_no_interval() -> None:
+    row = {"catalogue": "announced", "intervals": {"warm_recall": (0.1, 0.2)}, "warm_recall": 0.15}
+    page = markdown(
+        "films", "", [row | {"name": "whole"}, row | {"name": "part", "warm_change": 0.0, "warm_change_se": 0.1}]
+    )
+    assert "| whole | 0.1000 to 0.2000 |" in page
+    assert "| part | 0.1000" not in page
 
 
 def test_lines_that_run_side_by_side_are_those_that_run_one_after_another(stream: Stream) -> None:
