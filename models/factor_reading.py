@@ -127,7 +127,7 @@ class UserPosterior:
         something else in each stretch of time (numbers) than where all want the same throughout.
 
         Where θ_u + d with d ~ N(0, I) is wanted in a stretch, rather than θ_u, whose precision is given. θ_u stays as
-        it is, and each d pays for itself though they add up to nothing: so this is less than the odds are, and cautious.
+        it is, and each d pays for itself though they add up to nothing: this is cautious, less than the odds are.
         """
         users, size = precision_BKK.shape[:2]
         stretches = int(stretch_E.max()) + 1 if len(stretch_E) else 1
