@@ -112,7 +112,7 @@ class Contender:
         else:
             trainer.crown(snapshot)
         self._row[:] = -1  # memory numbers items otherwise than an overlay does
-        self.overlay = Overlay(snapshot)
+        self.overlay = Overlay(snapshot, self.overlay)
 
     def _batch(self, a: int, b: int) -> EventBatch:
         past = self.past

@@ -35,6 +35,8 @@ HALF_LIFE = 300.0
 """Events looked at after which what the scales on the fly were fitted on counts half."""
 COMPARED = 256.0
 """The same of what the comparison rests on."""
+WORTH = 16.0
+"""How many events of evidence those on the fly begin with, at the snapshot's: they are for when these mislead."""
 AMISS = 2.0
 """Standard errors by which a stretch is amiss: scales on the fly rank so much better, or it is so much worse than those
 before."""
@@ -46,12 +48,17 @@ often."""
 class LiveCalibration:
     """What is made of the events after a snapshot."""
 
-    def __init__(self, snapshot: Snapshot, calibration: Calibration) -> None:
+    def __init__(
+        self, snapshot: Snapshot, calibration: Calibration, predecessor: LiveCalibration | None = None
+    ) -> None:
+        """What the predecessor serves instead of its own snapshot's scales is served on until it ranks no better than
+        this one's: a phase's end is not the end of a turn."""
         self._snapshot = snapshot
         self._stretches = Stretches(snapshot)
-        self._served = calibration.of_scales(HALF_LIFE)
-        self._fitted = self._served
-        self._comparison = Comparison()
+        self._served = calibration.of_scales(WORTH)
+        moved = predecessor is not None and predecessor._comparison.moved
+        self._fitted: Calibration = predecessor._fitted if predecessor is not None and moved else self._served
+        self._comparison: Comparison = Comparison(moved=moved)
 
     @property
     def scales(self) -> Tensor | None:
@@ -122,8 +129,8 @@ class LiveCalibration:
 class Comparison:
     """Whether scales on the fly rank better than those served at first, by the gains of both, event by event."""
 
-    def __init__(self) -> None:
-        self.moved = False
+    def __init__(self, *, moved: bool = False) -> None:
+        self.moved = moved
         """They do: from when it is certain until they no longer do."""
         self.amiss = False
         """The last stretch is not as it should be, or the first: there is nothing to compare it with."""

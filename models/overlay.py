@@ -36,7 +36,8 @@ Vectors = NDArray[np.float32]
 class Overlay:
     """A snapshot and what came since. Item rows go on where the snapshot's end; users have rows of their own."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, predecessor: Overlay | None = None) -> None:
+        """Of the predecessor's nothing goes on but scales that were fitted on the fly, while those are served."""
         self.snapshot = snapshot
         self._pending: list[EventBatch] = []
         self._log = EventLog()
@@ -45,7 +46,10 @@ class Overlay:
         self._profiles = FeatureTable(snapshot.spec.user_features)
         self._items = OverlayItems(snapshot, self._log)
         calibration = snapshot.frozen.calibration
-        self._live = None if calibration is None else LiveCalibration(snapshot, calibration)
+        live = None if predecessor is None else predecessor._live
+        self._live: LiveCalibration | None = (
+            None if calibration is None else LiveCalibration(snapshot, calibration, live)
+        )
         self._touched_items: list[str] = []
         self._touched_users: list[str] = []
 

@@ -74,14 +74,14 @@ class Touched:
 class Serving:
     """A version as it is served: its snapshot, and the overlay of what came after it."""
 
-    def __init__(self, snapshot: Snapshot, *, most_new: int = sys.maxsize) -> None:
+    def __init__(self, snapshot: Snapshot, *, most_new: int = sys.maxsize, predecessor: Serving | None = None) -> None:
         """`most_new`: users, and items, that are taken up beside the snapshot's, of each."""
         self.snapshot = snapshot
         self._most_new = most_new
         self._new: dict[Kind, set[str]] = {"users": set(), "items": set()}
         self.passed_over = 0
         """Events that would have brought more: they wait for their phase."""
-        self.overlay = Overlay(snapshot)
+        self.overlay: Overlay = Overlay(snapshot, None if predecessor is None else predecessor.overlay)
         self.touched = Touched()
         """Everything since the snapshot; what has to be written again should Redis lose it."""
         self.behind = False
@@ -196,6 +196,12 @@ class Live:
         self.lock = threading.RLock()
         self.current: Serving | None = None
         self.next: Serving | None = None
+
+    def successor(self, snapshot: Snapshot) -> Serving:
+        """What is to replace the current version. A step back, by hand, goes back to what that version was."""
+        current = self.current
+        ahead = current is not None and snapshot.version > current.version
+        return Serving(snapshot, most_new=self.most_new, predecessor=current if ahead else None)
 
     def swap(self, serving: Serving) -> None:
         """Makes `serving` current. The caller holds `lock` and has just flipped the pointer."""

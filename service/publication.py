@@ -76,7 +76,7 @@ class Publisher:
         """
         if not self.epoch:
             self.claim()
-        serving = Serving(snapshot, most_new=self.live.most_new)
+        serving = self.live.successor(snapshot)
         superseded = self.sink.pointer()
         # 1. Whatever an interrupted attempt left under this number is gone first: what we count below is ours.
         if superseded is None or superseded.version != snapshot.version:
@@ -155,7 +155,7 @@ class Publisher:
         pointer = self.sink.pointer()
         at = self.clock() if pointer is None else datetime.fromisoformat(pointer.published_at).timestamp()
         self._pointed = pointer
-        serving = Serving(snapshot, most_new=self.live.most_new)
+        serving = self.live.successor(snapshot)
         try:
             self._catch_up(serving, learned)
             while True:

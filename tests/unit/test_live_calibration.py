@@ -22,6 +22,7 @@ from models.scorer import FOLD_IN_SCALES, TASTE_SCALES
 from models.serving import Snapshot, Vectors
 from models.stretches import EVERY, STRETCH, Stretch, Stretches
 from service.config import Config
+from service.live import Live, Serving
 from streams.simulator import World
 from tests.unit.test_learner import TRAIN, spec_of
 from tests.unit.test_overlay import later, served
@@ -96,6 +97,16 @@ def test_a_term_that_misleads_is_trusted_less(after: After, request: pytest.Fixt
         assert live._live.scales is not None
         for scales in (FOLD_IN_SCALES, TASTE_SCALES):
             assert live._live.scales[scales][1:].sum() < after.snapshot.scales[scales][1:].sum()
+
+
+def test_what_replaces_a_snapshot_serves_its_scales_on_the_fly_on(after: After, request: pytest.FixtureRequest) -> None:
+    turned, first = "turned" in request.node.name, Overlay(after.snapshot)
+    for batch in after.events:
+        first.vectors_before(batch)
+    second, anew = Overlay(after.snapshot, first), Overlay(after.snapshot)
+    users = after.events[0].users
+    assert second.recalibrated == turned
+    assert np.array_equal(second.user_vectors(users), anew.user_vectors(users)) == (not turned)
 
 
 def looked_at(batch: EventBatch, size: int, *, amiss: bool) -> list[list[int]]:
@@ -177,6 +188,26 @@ def test_scales_on_the_fly_are_served_from_when_that_is_certain_until_they_are_n
         comparison.add(share * many_B, (1 - share) * many_B)
         moved.append(comparison.moved)
     assert moved == [True, True, True, False]
+
+
+def test_scales_that_were_taken_over_are_served_until_they_rank_no_better() -> None:
+    comparison = Comparison(moved=True)
+    comparison.add(np.zeros(STRETCH), np.full(STRETCH, 0.1))
+    assert comparison.moved
+    comparison.add(np.full(STRETCH, 0.3), np.zeros(STRETCH))
+    assert not comparison.moved
+
+
+@pytest.mark.parametrize(("version", "taken_over"), [(4, True), (3, False), (2, False)])
+def test_a_step_back_goes_back_to_what_that_version_was(version: int, taken_over: bool) -> None:
+    snapshot, learner = served()
+    step = Snapshot.build(snapshot.spec, learner.state_dict(), learner.memory, version=version)
+    live = Live()
+    live.current = Serving(Snapshot.build(snapshot.spec, learner.state_dict(), learner.memory, version=3))
+    assert live.current.overlay._live is not None
+    live.current.overlay._live._comparison.moved = True
+    assert live.current.overlay.recalibrated
+    assert live.successor(step).overlay.recalibrated == taken_over
 
 
 def test_items_that_came_with_their_first_event_are_looked_at_as_they_are_served(
