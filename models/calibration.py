@@ -114,6 +114,18 @@ class Calibration:
         evidence[:SCALES, :SCALES] = self.evidence[:SCALES, :SCALES] * (half_life / HALF_LIFE)
         return Calibration(mean, evidence)
 
+    def after(self, served: Calibration, now: Calibration) -> Calibration:
+        """The belief about scales that began from those of `served`, for items that are made by `now`.
+
+        Corrections of items are in units of the popularity's scale, so that it is how far it has moved that goes on.
+        """
+        by = float(now.scales[POPULARITY_SCALE] / served.scales[POPULARITY_SCALE])
+        mean, evidence = self.mean.clone(), self.evidence.clone()
+        mean[POPULARITY_SCALE] = (mean[POPULARITY_SCALE] * by).clamp(FLOOR, CEILING)
+        evidence[POPULARITY_SCALE] /= by
+        evidence[:, POPULARITY_SCALE] /= by
+        return Calibration(mean, evidence)
+
     def scores(self, terms_TBN: Tensor, length_B: Tensor) -> Tensor:
         """Scores (B, N) of examples with these terms and buckets of the length of their histories."""
         return _score(terms_TBN, self.mean[length_B].float(), self.mean[LENGTHS - 1 :].float())[1]

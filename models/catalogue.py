@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.beside import Beside, at_once, halved
 from models.features import FeatureTable
-from models.scorer import Features, Scorer
+from models.scorer import Features, Scorer, observed
 from models.spec import ModelSpec
 
 CHUNK = 1024
@@ -37,13 +37,18 @@ def gather_one(spec: ModelSpec, features: Mapping[str, NDArray[np.float32]]) -> 
     return gather(table, np.zeros(1, np.int64), "cpu")
 
 
-def observe(scorer: Scorer, table: FeatureTable, device: torch.device | str) -> None:
+def observe(scorer: Scorer, items: FeatureTable, users: FeatureTable, device: torch.device | str) -> None:
     """Let the input normalisations that are not warm yet see the vectors that were announced since they last did."""
-    for name in table.dims:
-        seen = scorer.observed(name)
-        if seen is not None:
-            vectors, lengths = table.since(name, seen)
-            scorer.observe(name, torch.from_numpy(vectors).to(device), torch.from_numpy(lengths).to(device))
+    for table, encoders in ((items, scorer.encoders), (users, scorer.profiles)):
+        for name in table.dims:
+            seen = observed(encoders[name])
+            if seen is not None:
+                vectors, lengths = table.since(name, seen)
+                told = torch.from_numpy(vectors).to(device), torch.from_numpy(lengths).to(device)
+                if table is items:
+                    scorer.observe(name, *told)
+                else:
+                    scorer.observe_users(name, *told)
 
 
 def encode(

@@ -40,6 +40,11 @@ class ContentSteps:
         disturbed = train.encoder_dropout > 0 or train.modality_dropout > 0
         self.noise = Noise(train.encoder_dropout, train.modality_dropout, learner.generator) if disturbed else None
         self._encoded: Encoded | None = None
+        self._aligned = False
+
+    def begin(self) -> None:
+        """A step begins: however many objectives send gradients in it, modalities are aligned once."""
+        self._aligned = False
 
     def disturbed(self, rows: Tensor | None, contents_RD: Tensor, target_B: Tensor) -> Tensor:
         """Contents (R, D) of which some were encoded under dropout; as they are, where nothing is dropped.
@@ -51,6 +56,9 @@ class ContentSteps:
         if self.noise is None or learner.scorer.fusion is None:
             return contents_RD
         size_R = learner.residual.power[slice(None) if rows is None else rows].sqrt()
+        # what nobody has touched has none of its own yet, but is pushed away like any other
+        there_R = size_R > 0
+        size_R[~there_R] = size_R[there_R].median() if there_R.any() else 1.0
         size_R[target_B] = torch.inf
         chosen, weights = catalogue.chosen_rows(size_R.unsqueeze(1), learner.train.content_rows, learner.generator)
         self._encoded = self._encode(rows, chosen, weights)
@@ -68,7 +76,8 @@ class ContentSteps:
             learner.contents[chosen if rows is None else rows[chosen]] = encoded.content_CD.detach()
         gradient_CD = gradient_RD[encoded.chosen_C] * encoded.weight_C.unsqueeze(1)
         loss = (encoded.content_CD * gradient_CD).sum()
-        if learner.train.align:
+        if learner.train.align and not self._aligned:
+            self._aligned = True
             loss = loss + alignment(encoded.x_CMD, encoded.mask_CM, learner.train.align)
         loss.backward()  # type: ignore[no-untyped-call]
 

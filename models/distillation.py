@@ -61,7 +61,7 @@ class Distillation(Objective):
     """Keeps near to the teacher's scores of replayed examples, so that a phase does not undo what is not in it.
 
     For a ranking −Σ_c q_c log(p_c / q_c) over the items of the step's targets, with q and p the softmax of teacher and
-    learner; otherwise the squared difference of the target's two scores, in standard deviations of the values. Li &
+    learner; otherwise the squared difference of the target's two scores, of values in their standard deviations. Li &
     Hoiem, "Learning without forgetting", ECCV 2016, on stored examples instead of new ones, as Rebuffi et al., "iCaRL",
     CVPR 2017.
     """
@@ -100,7 +100,8 @@ class Distillation(Objective):
         else:
             score_B = learner.scorer.pairs(user_BV, item_RV[target_B])
             taught_B = self._teacher.scorer.pairs(taught_BV, taught_RV[target_B])
-            loss = functional.mse_loss(score_B, taught_B) / learner.values.deviation**2
+            unit = learner.values.deviation if learner.spec.objective == "rating" else 1.0
+            loss = functional.mse_loss(score_B, taught_B) / unit**2
         return Step(loss, rows, vectors_RD, bias_R, context_RD, shown_R)
 
 

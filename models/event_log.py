@@ -97,19 +97,17 @@ class LogView:
         return np.ascontiguousarray(history_BSL.reshape(users, strides * LEAP)[:, : int(count_B.max(initial=0))])
 
     def items_before(self, position_B: Ints) -> list[Ints]:
-        """Item rows that each event's user had at strictly earlier times, of all of their history."""
+        """Item rows that each event's user had at strictly earlier times, of all of their history, newest first; -1 of
+        forgotten ones. Those of one user are views of one array."""
         latest: dict[int, int] = {}
         starts = list(zip(self.user[position_B].tolist(), self.before[position_B].tolist(), strict=True))
         for user, start in starts:
             latest[user] = max(start, latest.get(user, -1))
-        chains = {user: np.array(self.chain(start), np.int64) for user, start in latest.items()}
-        items = []
-        for user, start in starts:
-            # a chain goes back in the log: what one event has behind it is the end of what a later one has
-            chain = chains[user]
-            item = self.item[chain[np.searchsorted(-chain, -start) :]] if start >= 0 else self.item[:0]
-            items.append(item[item >= 0].astype(np.int64))
-        return items
+        chains = {user: -np.array(self.chain(start), np.int64) for user, start in latest.items()}
+        items = {user: self.item[-chain].astype(np.int64) for user, chain in chains.items()}
+        # a chain goes back in the log: what one event has behind it is the end of what a later one has
+        return [items[user][np.searchsorted(chains[user], -start) if start >= 0 else len(items[user]) :]
+                for user, start in starts]  # fmt: skip
 
     def chain(self, start: int) -> list[int]:
         """Positions from `start` back along the links of its user, -1 for none."""
@@ -233,11 +231,8 @@ class EventLog:
         before[position] = np.where(late, -1, previous)
         for at in position[same | late]:  # in order: each may rest on the one before it
             link = int(self._previous.rows[at])
-            if time[link] == time[at]:
-                before[at] = before[link]
-                continue
             while link >= 0 and time[link] >= time[at]:
-                link = int(self._previous.rows[link])
+                link = int(before[link])  # all between are no earlier than that one
             before[at] = link
 
         # running sums of each user, in whole numbers

@@ -40,9 +40,9 @@ class FeatureTable:
         """
         for name in self.dims:
             self._newest[name].grow(row + 1, -1)
-            self._newest[name].rows[row] = self._add(name, features[name]) if name in features else -1
+            self._newest[name].rows[row] = self._add(name, row, features[name]) if name in features else -1
 
-    def _add(self, name: str, vector: Vectors) -> int:
+    def _add(self, name: str, row: int, vector: Vectors) -> int:
         shape = self.shape(name)
         vector = np.asarray(vector, np.float32)
         length = 1
@@ -54,6 +54,9 @@ class FeatureTable:
             vector = np.concatenate((vector, np.zeros((shape[0] - length, *vector.shape[1:]), np.float32)))
         if vector.shape != shape:
             raise ValueError(f"A vector of {name!r} has shape {vector.shape}, not {shape}; see [model.modalities].")
+        at = self._at(name, row)
+        if at >= 0 and length == self._lengths[name].rows[at] and np.array_equal(vector, self._vectors[name].rows[at]):
+            return at  # told again: catalogues are often sent whole
         self._vectors[name].extend(vector[None])
         self._lengths[name].extend([length])
         return len(self._vectors[name]) - 1
@@ -66,6 +69,13 @@ class FeatureTable:
             for name in self.dims
             if (at := self._at(name, row)) >= 0
         }  # fmt: skip
+
+    def there(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows have any features, (B,)."""
+        found = np.zeros(len(rows), bool)
+        for name in self.dims:
+            found |= self._known(self, name, rows) >= 0
+        return found
 
     def gather(self, name: str, rows: NDArray[np.int64]) -> tuple[Vectors, NDArray[np.int32]]:
         """Vectors (B, D) or (B, F, D) of one modality, zeros where missing; and lengths (B,), 0 where missing."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.event_log import LogView
 from models.histories import Histories
-from models.popularity import HALF_LIVES, Popularity
+from models.popularity import HALF_LIVES
 from models.ranking import gain, log_likelihood, ranks
 from models.serving import Snapshot
 
@@ -37,7 +37,7 @@ class HeldOut:
     positions: Ints
     """Ascending; for `ranking` positives whose user had not had the item."""
     before: list[Ints]
-    """Item rows that the user of each had before; only for `ranking`."""
+    """Item rows that the user of each had before, -1 of forgotten ones; only for `ranking`."""
 
     @classmethod
     def of(cls, log: LogView, objective: str, positions: Ints) -> HeldOut:
@@ -92,7 +92,7 @@ class HeldOut:
         """Gain of ranking by the counts with `HALF_LIVES[half_life]`; for ratings and clicks, of the mean alone."""
         if snapshot.spec.objective != "ranking":
             return self._of_mean(snapshot)
-        counts = counts_now(snapshot.popularity, half_life)
+        counts = snapshot.popularity.counts_now(half_life)
         parts = [self._of_scores(snapshot, at, np.tile(counts, (len(at), 1))) for at in _chunks(self.positions)]
         return np.concatenate(parts) if parts else np.empty(0)
 
@@ -104,7 +104,8 @@ class HeldOut:
             candidates_BN = snapshot.announced[None, :] <= log.time[at_B][:, None]
             start = int(np.searchsorted(self.positions, at_B[0]))
             for row in range(len(at_B)):
-                candidates_BN[row, self.before[start + row]] = False
+                had = self.before[start + row]
+                candidates_BN[row, had[had >= 0]] = False
             candidates_BN[np.arange(len(at_B)), item_B] = True
             return gain(ranks(scores_BN, item_B, candidates_BN))
         score_B = scores_BN[np.arange(len(at_B)), item_B].astype(np.float64)
@@ -120,12 +121,6 @@ class HeldOut:
         rate = float(np.clip((seen > 0).mean() if len(seen) else 0.5, 1e-3, 1 - 1e-3))
         logit = np.full(len(self.positions), np.log(rate / (1 - rate)))
         return log_likelihood(logit, log.weight[self.positions] > 0)
-
-
-def counts_now(popularity: Popularity, half_life: int) -> NDArray[np.float32]:
-    """Each item's count with `HALF_LIVES[half_life]`, decayed to the newest event, (N,)."""
-    idle = np.where(popularity.last >= 0, popularity.position - popularity.last, 0)
-    return np.asarray(popularity.counts[:, half_life] * np.exp2(idle / -HALF_LIVES[half_life]), np.float32)
 
 
 def _chunks(positions: Ints) -> Iterator[Ints]:

@@ -7,7 +7,7 @@ first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -224,6 +224,8 @@ class ValueScale:
     count: float = 0.0
     total: float = 0.0
     squares: float = 0.0
+    unit: float = field(default=1.0, compare=False)
+    """What the first values are in units of, before any was learned; no part of the state."""
 
     @property
     def mean(self) -> float:
@@ -233,8 +235,16 @@ class ValueScale:
     @property
     def deviation(self) -> float:
         """Their standard deviation, 1 where they never varied."""
-        variance = self.squares / self.count - self.mean**2 if self.count else 0.0
+        if not self.count:
+            return self.unit
+        variance = self.squares / self.count - self.mean**2
         return float(variance**0.5) if variance > 1e-12 else 1.0
+
+    def expect(self, value_B: NDArray[np.float32]) -> None:
+        """These are to come: how large they are is what counts until the first were taken."""
+        value = value_B[np.isfinite(value_B)].astype(np.float64)
+        size = float((value**2).mean() ** 0.5) if len(value) else 0.0
+        self.unit = size if size > 0 else 1.0
 
     def take(self, value_B: NDArray[np.float32]) -> None:
         """Take in values; NaN is none."""

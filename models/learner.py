@@ -152,6 +152,8 @@ class Learner:
             for block in range(0, len(positions), BLOCK):
                 block_positions = positions[block : block + BLOCK]
                 self.advance(log, int(block_positions[0]))
+                if not self.values.count:
+                    self.values.expect(log.value[block_positions])
                 self._refresh(float(log.time[block_positions[0]]), beside)
                 with (
                     during(beside, self._counting(log, block_positions)) as counted,
@@ -211,16 +213,22 @@ class Learner:
         keep = self.averages.share(self.train.average ** (longer**2), number)
         self.optimizer.zero_grad(set_to_none=True)
         self.heads.zero_grad()
+        self.content_steps.begin()
+        decayed: set[str] = set()
         total = sum(
-            weight * self._backward(objective, weight, examples, keep, longer) for objective, weight, examples in parts
+            weight * self._backward(objective, weight, examples, keep, longer, decayed)
+            for objective, weight, examples in parts
         )
         self.optimizer.step()
         self.averages.take(keep)
         self.heads.step()
         return total
 
-    def _backward(self, objective: Objective, weight: float, examples: Examples, keep: float, longer: float) -> float:
-        """Gradients of the shared weights, and the rows' own steps; returns the loss."""
+    def _backward(
+        self, objective: Objective, weight: float, examples: Examples, keep: float, longer: float, decayed: set[str]
+    ) -> float:
+        """Gradients of the shared weights, and the rows' own steps; returns the loss. Rows decay and are averaged once
+        a step, however many objectives move them: `decayed` are the tables whose are."""
         if not len(examples):
             return 0.0
         step = objective.forward(examples)
@@ -229,15 +237,19 @@ class Learner:
         if step.rows is not None and step.error_R is not None and step.count_R is not None:
             self.bias.take(step.rows, step.error_R, step.count_R, prior=BIAS_PRIOR)
             bias_R1 = None
-        for table, gradient, factor in (
-            (self.residual, step.vectors_RD.grad, objective.residual_rate),
-            (self.context, step.context_RD.grad, CONTEXT_RATE),
-            (self.bias, bias_R1, BIAS_RATE),
+        for name, gradient, factor in (
+            ("residual", step.vectors_RD.grad, objective.residual_rate),
+            ("context", step.context_RD.grad, CONTEXT_RATE),
+            ("bias", bias_R1, BIAS_RATE),
         ):
             if gradient is not None:  # a batch may have no history
-                table.step(
+                first = name not in decayed
+                decayed.add(name)
+                self.tables[name].step(
                     step.rows, gradient, step.shown_R,
-                    rate=factor * longer * self.train.learning_rate, decay=self.train.weight_decay, keep=keep,
+                    rate=factor * longer * self.train.learning_rate,
+                    decay=self.train.weight_decay if first else 0.0,
+                    keep=keep if first or keep == 0 else 1.0,
                 )  # fmt: skip
         content_RD = step.content_gradient()
         if content_RD is not None and self.scorer.fusion is not None:
@@ -255,7 +267,7 @@ class Learner:
         new = items - len(self.residual)
         self.popularity.grow(items)
         self.popularity.place(self.memory.log.view(shared_tail=True).position_at(self.memory.announced))
-        catalogue.observe(self.scorer, self.memory.item_features, self.device)
+        catalogue.observe(self.scorer, self.memory.item_features, self.memory.user_features, self.device)
         if new > 0:
             for table in self.tables.values():
                 spread = self.objective.spread if table is self.residual else 0.0

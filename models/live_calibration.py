@@ -56,9 +56,11 @@ class LiveCalibration:
         self._snapshot = snapshot
         self._stretches = Stretches(snapshot)
         self._served = calibration.of_scales(WORTH)
-        moved = predecessor is not None and predecessor._comparison.moved
-        self._fitted: Calibration = predecessor._fitted if predecessor is not None and moved else self._served
-        self._comparison: Comparison = Comparison(moved=moved)
+        self._fitted: Calibration = self._served
+        self._comparison: Comparison = Comparison()
+        if predecessor is not None and predecessor._comparison.moved:
+            self._fitted = predecessor._fitted.after(predecessor._served, self._served)
+            self._comparison.moved = True
 
     @property
     def scales(self) -> Tensor | None:
@@ -113,9 +115,11 @@ class LiveCalibration:
 
     def _allowed(self, item_B: Ints, histories: Histories, gone: Collection[int]) -> Tensor:
         """Whom each event's target competes with: all candidates but itself, what its user had and what is gone."""
-        allowed_BN = np.ones((len(item_B), 1 + len(self._stretches.rows)), bool)
+        rows = self._stretches.rows
+        allowed_BN = np.ones((len(item_B), 1 + len(rows)), bool)
+        allowed_BN[:, 1:] = ~np.isin(rows, list(gone))
         for line, (item, had_P) in enumerate(zip(item_B, histories.past_BP, strict=True)):
-            allowed_BN[line, 1:] = ~np.isin(self._stretches.rows, [item, *had_P, *gone])
+            allowed_BN[line, 1:] &= ~np.isin(rows, [item, *had_P])
         return torch.from_numpy(allowed_BN)
 
     def _gains(self, score_BN: Tensor, allowed_BN: Tensor) -> Gains:
@@ -129,8 +133,8 @@ class LiveCalibration:
 class Comparison:
     """Whether scales on the fly rank better than those served at first, by the gains of both, event by event."""
 
-    def __init__(self, *, moved: bool = False) -> None:
-        self.moved = moved
+    def __init__(self) -> None:
+        self.moved = False
         """They do: from when it is certain until they no longer do."""
         self.amiss = False
         """The last stretch is not as it should be, or the first: there is nothing to compare it with."""

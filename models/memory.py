@@ -143,14 +143,16 @@ class Memory:
 
     def append(self, batch: EventBatch) -> range:
         """Add interactions in learning order; returns their log positions. Unknown ids join the vocabulary."""
+        known = len(self.items)
         user = np.fromiter((self._user(one) for one in batch.users), np.int64, len(batch))
         item = np.fromiter((self._item(one) for one in batch.items), np.int64, len(batch))
         action = np.fromiter((self._action(one) for one in batch.actions), np.int64, len(batch))
-        default = self.weights.get("default", 1.0)
-        weight = np.fromiter((self.weights.get(one, default) for one in batch.actions), np.float32, len(batch))
         np.minimum.at(self._announced.rows, item, batch.times)
+        for row in range(known, len(self.items)):  # met in an event that may be forgotten, and the item not
+            self._pending["contents"] += frame(Content(row, float(self._announced.rows[row]), {}, {}))
         return self.log.append(
-            user=user, item=item, action=action, weight=weight, value=batch.values, time=batch.times
+            user=user, item=item, action=action, weight=self._usual_weights()[action],
+            value=batch.values, time=batch.times,
         )  # fmt: skip
 
     def quarantine(self, positions: range) -> None:
@@ -191,7 +193,9 @@ class Memory:
     def _action(self, name: str) -> int:
         row = self.actions.row(name)
         if row is None:
-            if len(self.actions) >= ACTIONS:
+            # those of the configuration keep their room, whatever else comes first
+            awaited = sum(one not in ("default", name) and self.actions.row(one) is None for one in self.weights)
+            if len(self.actions) + (0 if name in self.weights else awaited) >= ACTIONS:
                 return 0
             row = self.actions.add(name)
             self._word(Word("action", name))

@@ -328,7 +328,7 @@ class Overlay:
         """Published vectors (B, V) of users with these histories and the features in these rows, -1 for none."""
         scales = None if self._live is None else self._live.scales
         if len(self._items) == 0:
-            return self.snapshot.user_matrix(histories, local, scales=scales)
+            return self.snapshot.user_matrix(histories, local, scales=scales, profiles=self._profiles)
         return self.snapshot.user_matrix(histories, local, scales=scales, **self._inputs(histories))
 
     def _inputs(self, histories: Histories) -> dict[str, Any]:

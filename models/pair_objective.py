@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from models.examples import Examples
@@ -40,7 +39,8 @@ class Pairs(Objective):
         if self.head is None:
             score_B = learner.scorer.pairs(user_BV, item_BV)
         else:
-            score_B = self.base(examples) + self.head(user_BV[:, : learner.spec.dim], item_BV[:, : learner.spec.dim])
+            score_B = self.head(user_BV[:, : learner.spec.dim], item_BV[:, : learner.spec.dim])
+            score_B = self.of_head(examples, score_B)
         step = Step(self.loss(examples, score_B), rows, vectors_RD, bias_R, context_RD, shown_R)
         return self.settled(step, examples, score_B, target_B)
 
@@ -52,9 +52,9 @@ class Pairs(Objective):
         """The step with what else the scores of the targets (places among its rows) tell; it may be changed."""
         return step
 
-    def base(self, examples: Examples) -> Tensor:
-        """What an auxiliary head's scores are added to, (B,)."""
-        return torch.zeros(len(examples), device=self.learner.device)
+    def of_head(self, examples: Examples, score_B: Tensor) -> Tensor:  # noqa: ARG002
+        """What an auxiliary head's scores come to, (B,)."""
+        return score_B
 
     def told(self, examples: Examples, user_BV: Tensor, item_BV: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """The vectors without what would give the answer away: counts say nothing about values."""

@@ -129,6 +129,11 @@ class Popularity:
         out[:, -1] = ~seen
         return out
 
+    def counts_now(self, column: int) -> Floats:
+        """Each item's count with `HALF_LIVES[column]`, decayed to now, (N,)."""
+        idle = np.where(self.last >= 0, self.position - self.last, 0)
+        return np.asarray(self.counts[:, column] * np.exp2(idle / -HALF_LIVES[column]), np.float32)
+
     def newness(self, item_B: Ints) -> Floats:
         """How new these items are now, (B, 3)."""
         return newness(self.position // NEWNESS_EVERY * NEWNESS_EVERY - self.known[item_B])
@@ -140,6 +145,11 @@ class Popularity:
         out[:, -2] = np.log1p(np.clip(age_s, 0, 1e11) / DAY_S) / 4
         out[:, -1] = 1
         return out
+
+
+def nearest_half_life(events: float) -> int:
+    """Which of `HALF_LIVES` is the nearest by its ratio."""
+    return int(np.abs(np.log(np.array(HALF_LIVES) / min(events, 1e9))).argmin())
 
 
 def decay(events: Ints) -> Floats:

@@ -23,6 +23,7 @@ from models.fold_in import FoldIn
 from models.full_softmax import FullSoftmax
 from models.objective import Ints, Objective, Step
 from models.past import KNOWN
+from models.popularity import nearest_half_life
 from models.readings import Readings
 from models.sampling import sampled_candidates, uniform_negatives
 from models.terms import put_terms
@@ -33,6 +34,8 @@ CALIBRATION_CHUNK = 128
 CALIBRATION_SAMPLE = 256
 """Most items that they are ranked among: of a larger catalogue so many, half of which are drawn by how often they are
 chosen."""
+FRESH_HALF_LIFE = 1_000.0
+"""Of the counts, in events, by which it is guessed what new events are of."""
 MLP_NEGATIVES = 256
 """Most negatives of a step where a network scores each pair."""
 
@@ -90,8 +93,15 @@ class Ranking(Objective):
                 examples.fresh, learner.spec.dim + 1,
             )  # fmt: skip
         else:
-            score_BN = learner.scorer.matrix(user_BV, item_RV[:candidates])
+            # today's counts know of what is replayed
+            fresh, lead_NV = examples.fresh, item_RV[:candidates]
+            user_BV = torch.cat((user_BV[:fresh], self._counts_fixed(user_BV[fresh:])))
+            score_BN = torch.cat((
+                learner.scorer.matrix(user_BV[:fresh], lead_NV),
+                learner.scorer.matrix(user_BV[fresh:], self._counts_fixed(lead_NV)),
+            ))  # fmt: skip
             if len(cold_C):
+                cold_CV = torch.where((cold_C < fresh).unsqueeze(1), cold_CV, self._counts_fixed(cold_CV))
                 own = learner.scorer.pairs(user_BV[cold_C], cold_CV)
                 score_BN = score_BN.index_put((cold_C, target_B[cold_C]), own)
             score_BN = score_BN if offset is None else score_BN + offset
@@ -102,8 +112,15 @@ class Ranking(Objective):
             loss = losses.softmax_ranking(score_BN, target_B, allowed, weights=weight_B)
         return Step(loss, rows, vectors_RD, bias_R, context_RD, shown_R, target_B[cold_C], cold_CD)
 
+    def _counts_fixed(self, x_NV: Tensor) -> Tensor:
+        """Published vectors whose popularity part takes no gradient."""
+        split = self.learner.spec.dim + 1
+        return torch.cat((x_NV[:, :split], x_NV[:, split:].detach()), dim=1)
+
     def _sample(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Candidates: the batch's targets and uniform negatives; and −log of how often each is expected among them."""
+        """Candidates: the batch's targets and uniform negatives; and −log of how likely each is among them (the log-Q
+        of Bengio & Senécal, "Adaptive importance sampling to accelerate training of a neural probabilistic language
+        model", 2008): new events are of what is chosen now, replayed ones of what was when they happened."""
         learner = self.learner
         device = learner.device
         known = np.flatnonzero(
@@ -114,10 +131,17 @@ class Ranking(Objective):
         most = learner.train.negatives if learner.spec.head == "dot" else min(learner.train.negatives, MLP_NEGATIVES)
         drawn = target[:0] if len(known) == 0 else uniform_negatives(known_T, most, generator=learner.generator)
         lead = torch.unique(torch.cat((target, drawn)))
-        counts = learner.popularity.counts[lead.cpu().numpy()][:, -2]
-        share = torch.from_numpy(counts / max(1.0, float(learner.popularity.counts[:, -2].sum()))).to(device)
-        expected = most / max(1, len(known)) + len(target) * share
-        return lead, -torch.log(expected.clamp(1e-9, 1.0))
+        there_N = np.isfinite(learner.memory.announced)
+        expected_N = np.full(len(learner.popularity), most / max(1, len(known)))
+        for half_life, targets in (
+            (FRESH_HALF_LIFE, examples.fresh),
+            (learner.train.replay_half_life, len(examples) - examples.fresh),
+        ):
+            count_N = np.where(there_N, learner.popularity.counts_now(nearest_half_life(half_life)), 0)
+            expected_N += targets / max(1.0, float(count_N.sum())) * count_N
+        expected = torch.from_numpy(expected_N[lead.cpu().numpy()]).float().to(device)
+        # how likely an item is among them at all, however often: draws are nearly independent
+        return lead, -torch.log(-torch.expm1(-expected.clamp(min=1e-9)))
 
     def _hidden(
         self, examples: Examples, rows: Tensor | None, candidates: int

@@ -22,28 +22,37 @@ if TYPE_CHECKING:
 
 
 SPREAD = 0.1
+"""Standard deviation of what items have of their own at first, where they are all alike."""
+FURTHEST = 4.0
+"""An error moves a bias as if it were no more, in standard deviations of values: as in histories, one broken value says
+no more than that it is high or low."""
 
 
 class Values(Pairs):
-    """Squared error of the value, beside another objective: what its head adds to the user's shrunken mean."""
+    """Squared error of the value, in standard deviations of values, lest their unit weigh it.
+
+    Beside another objective what its head says is added to the user's shrunken mean.
+    """
 
     def usable(self, log: LogView, positions: Ints) -> Ints:
         """Events with a value, of any action that counts."""
         known = (log.item[positions] >= 0) & (log.user[positions] >= 0) & (log.weight[positions] != 0)
         return np.asarray(positions[known & np.isfinite(log.value[positions])])
 
-    def base(self, examples: Examples) -> Tensor:
-        """The user's shrunken mean."""
-        base = self.learner.values.shrunken_mean(examples.histories).astype(np.float32)
-        return torch.from_numpy(base).to(self.learner.device)
+    def of_head(self, examples: Examples, score_B: Tensor) -> Tensor:
+        """The user's shrunken mean, and so many standard deviations more."""
+        values = self.learner.values
+        mean_B = torch.from_numpy(values.shrunken_mean(examples.histories).astype(np.float32)).to(score_B.device)
+        return mean_B + values.deviation * score_B
 
     def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
-        """MSE."""
-        return losses.mse(score_B, torch.from_numpy(examples.value_B).to(score_B.device))
+        """MSE of standardised values."""
+        value_B = torch.from_numpy(examples.value_B).to(score_B.device)
+        return losses.mse(score_B, value_B) / self.learner.values.deviation**2
 
 
 class Rating(Values):
-    """Squared error of the value, in standard deviations, of what `models.value_regression` foresees.
+    """Squared error of what `models.value_regression` foresees.
 
     Each value is learned from once, when it is new. An item's bias is the shrunken mean of what its values are above
     what was foreseen without it, which would count a replayed value twice; and vectors that met the same pairs again
@@ -69,14 +78,10 @@ class Rating(Values):
         """The new events alone."""
         return super().examples(log, fresh, replayed[:0])
 
-    def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
-        """MSE of standardised values."""
-        return super().loss(examples, score_B) / self.learner.values.deviation**2
-
     def settled(self, step: Step, examples: Examples, score_B: Tensor, target_B: Tensor) -> Step:
         """With the errors that move the targets' biases."""
         value_B = torch.from_numpy(examples.value_B).to(score_B.device)
-        error_B = (value_B - score_B.detach()) / self.learner.values.deviation
+        error_B = ((value_B - score_B.detach()) / self.learner.values.deviation).clamp(-FURTHEST, FURTHEST)
         zero_R = torch.zeros_like(step.bias_R.detach())
         step.error_R = zero_R.index_add(0, target_B, error_B)
         step.count_R = zero_R.index_add(0, target_B, torch.ones_like(error_B))

@@ -89,6 +89,13 @@ class Corrections(NamedTuple):
 AS_LEARNED = Corrections((0.0,) * WEIGHED, AS_OTHERS)
 
 
+def observed(encoder: nn.Module) -> int | None:
+    """How many vectors an encoder's input normalisation has seen; None once it is warm."""
+    norm = encoder.norm
+    assert isinstance(norm, InputNorm)
+    return None if norm.warm else int(norm.seen)
+
+
 class Scorer(nn.Module):
     """All that is shared between items and users; what belongs to one item alone is in `models.item_tables`."""
 
@@ -133,15 +140,9 @@ class Scorer(nn.Module):
         """How many dimensions follow the personal ones in a published vector."""
         return extras(self.spec)
 
-    def observed(self, name: str) -> int | None:
-        """How many vectors a modality's input normalisation has seen; None once it is warm."""
-        norm = self.encoders[name].norm
-        assert isinstance(norm, InputNorm)
-        return None if norm.warm else int(norm.seen)
-
     def observe(self, name: str, vectors: Tensor, lengths: Tensor) -> None:
         """Let a modality's input normalisation see the rows that are there."""
-        seen = self.observed(name)
+        seen = observed(self.encoders[name])
         present, lengths = vectors[lengths > 0], lengths[lengths > 0]
         module = self.encoders[name]
         norm = module.norm
@@ -153,6 +154,12 @@ class Scorer(nn.Module):
         if name in self.outlines and seen is not None:
             rows = one_each(present, lengths)[: norm.warmup_rows - seen]
             self.outlines[name].observe(direction(rows, norm.shift))  # type: ignore[operator]
+
+    def observe_users(self, name: str, vectors: Tensor, lengths: Tensor) -> None:
+        """The same of a feature of users."""
+        module = self.profiles[name]
+        assert isinstance(module, VectorEncoder)
+        module.observe(vectors[lengths > 0])
 
     def likeness(self, features: Features) -> Tensor:
         """What was announced with items, short enough to be published, (N, K); zeros where nothing was."""

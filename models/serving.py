@@ -327,12 +327,14 @@ class Snapshot:
         return [one for one in self.items.ids[: self.n_items] if one is not None]
 
     def user_ids(self, *, active_days: float = 0) -> list[str]:
-        """Ids of all users, or of those with an event in the last days before the newest event."""
+        """Ids of all users, or of those with an event in the last days before the newest event, and of who never had
+        one, but is known by features."""
         ids = self.users.ids[: self.n_users]
         if active_days <= 0 or self.event_time is None:
             return [one for one in ids if one is not None]
         tails = self.log.tails(np.arange(self.n_users))
-        active = (tails >= 0) & (self.log.time[tails] >= self.event_time - active_days * DAY_S)
+        lately = self.log.time[tails] >= self.event_time - active_days * DAY_S
+        active = np.where(tails >= 0, lately, self.user_features.there(np.arange(self.n_users)))
         return [one for one, keep in zip(ids, active.tolist(), strict=True) if keep and one is not None]
 
     def vectors(self, kind: Literal["items", "users"]) -> Vectors:

@@ -34,7 +34,8 @@ class ModelSpec:
     head: Literal["dot", "mlp"] = "dot"
     """`dot`: a plain dot product of the published vectors; `mlp`: a small network over the pair."""
     objective: Literal["ranking", "rating", "click"] = "ranking"
-    """What is learned: which item comes next, the value given, or whether the action was positive."""
+    """What is learned: which item comes next, the value given, or whether the action was positive, for which some have
+    to be negative (a weight below 0 in `actions`)."""
     modalities: Mapping[str, int] = field(default_factory=dict)
     """Item modalities by name, each with the length of its vectors, e.g. `{text = 384, image = 128}`."""
     frames: Mapping[str, int] = field(default_factory=dict)

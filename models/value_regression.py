@@ -103,7 +103,9 @@ class ValueRegression(nn.Module):
             kernel_BLL = kernel_BLL + _times(self.together, TOGETHER) * (w_BLK @ w_BLK.transpose(1, 2))
         noise_LL = torch.eye(mask_BL.shape[1], device=mask_BL.device)
         surprise_BL = (inputs.value_BL - expected_BL) * mask_BL
-        factor_BLL = torch.linalg.cholesky(kernel_BLL + noise_LL)
+        factor_BLL, failed_B = torch.linalg.cholesky_ex(kernel_BLL + noise_LL)
+        # what is beyond all measure is not finite, and refused as such
+        factor_BLL = torch.where((failed_B > 0)[:, None, None], torch.nan, factor_BLL)
         alpha_BL = torch.cholesky_solve(surprise_BL.unsqueeze(2), factor_BLL).squeeze(2)
         more_B1 = 1 + slope * (alpha_BL * expected_BL).sum(1, keepdim=True)
         own_BD = taste / self.size * (alpha_BL.unsqueeze(1) @ e_BLD).squeeze(1)

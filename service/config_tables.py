@@ -179,7 +179,7 @@ class PublishConfig(Table):
     grace_s: PositiveSeconds = 60
     """How long a superseded version's keys stay for readers that pinned it."""
     users_active_days: Days = 0
-    """Publish only users active within so many days of the watermark; 0: all."""
+    """Publish only users active within so many days of the watermark, and those known by features alone; 0: all."""
     chunk: Annotated[int, Field(ge=1, le=100_000)] = 500
     """Vectors in one pipelined write; smaller is kinder to readers' latency."""
 

@@ -75,7 +75,8 @@ class Serving:
     """A version as it is served: its snapshot, and the overlay of what came after it."""
 
     def __init__(self, snapshot: Snapshot, *, most_new: int = sys.maxsize, predecessor: Serving | None = None) -> None:
-        """`most_new`: users, and items, that are taken up beside the snapshot's, of each."""
+        """`most_new`: users, and items, that are taken up beside the snapshot's, of each. `predecessor`: the version
+        from which this one was learned on."""
         self.snapshot = snapshot
         self._most_new = most_new
         self._new: dict[Kind, set[str]] = {"users": set(), "items": set()}
@@ -196,12 +197,6 @@ class Live:
         self.lock = threading.RLock()
         self.current: Serving | None = None
         self.next: Serving | None = None
-
-    def successor(self, snapshot: Snapshot) -> Serving:
-        """What is to replace the current version. A step back, by hand, goes back to what that version was."""
-        current = self.current
-        ahead = current is not None and snapshot.version > current.version
-        return Serving(snapshot, most_new=self.most_new, predecessor=current if ahead else None)
 
     def swap(self, serving: Serving) -> None:
         """Makes `serving` current. The caller holds `lock` and has just flipped the pointer."""

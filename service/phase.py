@@ -74,7 +74,7 @@ def run_phase(phase: ClosedPhase, engine: Engine, *, resumed: Intent | None = No
     # 7. Publish and 8. swap, if the judge agreed; Redis may be away, and then it follows on its return.
     if line.decision == "promoted":
         with step("publish"):
-            engine.served.publish(snapshot, intent.end, line.watermark)
+            engine.served.publish(snapshot, intent.end, line.watermark, goes_on=True)
             crash_point("phase.published")
 
     # 9. Commit to the consumer group, for lag tools only, and tidy up.

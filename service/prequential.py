@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heldout import DECAYED, counts_now
+from models.heldout import DECAYED
 from models.memory import EventBatch
 from models.overlay import Overlay
 from models.popularity import HALF_LIVES
@@ -139,7 +139,7 @@ def _rank(
     popularity = overlay.counts()
     cold = [row is None or popularity.first[row] < 0 for row in rows]
     columns = (len(HALF_LIVES) - 1, DECAYED)
-    counts = [counts_now(popularity, column) for column in columns]
+    counts = [popularity.counts_now(column) for column in columns]
     announced, items_NV = overlay.announced(), overlay.published_vectors()
     users_BV = overlay.vectors_before(part)  # from here on the overlay knows these events
     n = len(items_NV)

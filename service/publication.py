@@ -67,16 +67,24 @@ class Publisher:
         self._drift = Drift(self.live, self.sink, users_active_days=self.config.users_active_days)
 
     def publish(
-        self, snapshot: Snapshot, *, learned: Offsets, event_time: float | None, champion: bool = True
+        self,
+        snapshot: Snapshot,
+        *,
+        learned: Offsets,
+        event_time: float | None,
+        champion: bool = True,
+        goes_on: bool = False,
     ) -> float:
         """Publishes and swaps to `snapshot`; returns when, in seconds since the epoch.
 
-        `learned` are the offsets it contains. Raises PublicationError or what the sink raises, with the old version
+        `learned` are the offsets it contains. `goes_on`: it was learned on from what is served, and is no step back
+        from it. Raises PublicationError or what the sink raises, with the old version
         still served.
         """
         if not self.epoch:
             self.claim()
-        serving = self.live.successor(snapshot)
+        before = self.live.current if goes_on else None
+        serving = Serving(snapshot, most_new=self.live.most_new, predecessor=before)
         superseded = self.sink.pointer()
         # 1. Whatever an interrupted attempt left under this number is gone first: what we count below is ours.
         if superseded is None or superseded.version != snapshot.version:
@@ -155,7 +163,7 @@ class Publisher:
         pointer = self.sink.pointer()
         at = self.clock() if pointer is None else datetime.fromisoformat(pointer.published_at).timestamp()
         self._pointed = pointer
-        serving = self.live.successor(snapshot)
+        serving = Serving(snapshot, most_new=self.live.most_new)
         try:
             self._catch_up(serving, learned)
             while True:

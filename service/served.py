@@ -36,13 +36,14 @@ class Served:
         """Below it are versions that readers may have seen already."""
         return 0 if self.publisher is None else self.publisher.least_version()
 
-    def publish(self, snapshot: Snapshot, learned: Offsets, event_time: float | None) -> None:
-        """Puts `snapshot` in front of readers, or, with Redis away, remembers that it has to be."""
+    def publish(self, snapshot: Snapshot, learned: Offsets, event_time: float | None, *, goes_on: bool = False) -> None:
+        """Puts `snapshot` in front of readers, or, with Redis away, remembers that it has to be. `goes_on`: see
+        `Publisher.publish`."""
         if self.publisher is None:
             self._store.set_champion(snapshot.version)
             return
         try:
-            at = self.publisher.publish(snapshot, learned=learned, event_time=event_time)
+            at = self.publisher.publish(snapshot, learned=learned, event_time=event_time, goes_on=goes_on)
         except (*SINK_TROUBLE, PublicationError) as error:
             self._store.set_champion(snapshot.version)
             self.unpublished = True

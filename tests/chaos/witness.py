@@ -65,7 +65,7 @@ def watch(path: Path) -> None:
         _note(path, Seen(now["phase"], np.asarray(positions).tolist(), now["trained"], self.spec.history))
         return report
 
-    def stepping(self: Learner, objective: Any, weight: float, examples: Examples, keep: float, longer: float) -> float:
+    def stepping(self: Learner, objective: Any, weight: float, examples: Examples, *rest: Any) -> float:
         if self is now["learner"]:
             histories = examples.histories
             rows = zip(
@@ -75,11 +75,11 @@ def watch(path: Path) -> None:
                 strict=True,
             )
             now["trained"] += [Trained(at, n < examples.fresh, *both) for n, (at, *both) in enumerate(rows)]
-        return backward(self, objective, weight, examples, keep, longer)
+        return backward(self, objective, weight, examples, *rest)
 
     Engine.learn = engine_learning  # type: ignore[method-assign]
     Learner.learn = learning  # type: ignore[method-assign]
-    Learner._backward = stepping  # type: ignore[method-assign]
+    Learner._backward = stepping  # type: ignore[method-assign, assignment]
 
 
 def _known(row: NDArray[np.int64]) -> list[int]:

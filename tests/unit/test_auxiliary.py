@@ -21,7 +21,7 @@ NOISY = replace(PLAIN, encoder_dropout=0.2, modality_dropout=0.3)
 ITEMS, EVENTS = 16, 120
 
 
-def world(spec: ModelSpec = SPEC) -> Memory:
+def world(spec: ModelSpec = SPEC, *, unit: float = 1.0) -> Memory:
     """Items of two kinds, users who like and rate high their own; text and clip of an item say the same of it."""
     memory = Memory(spec, ACTIONS)
     rng = np.random.default_rng(0)
@@ -37,7 +37,7 @@ def world(spec: ModelSpec = SPEC) -> Memory:
             [f"u{user}" for user in users],
             [f"i{item}" for item in items],
             ["view" if like else "skip" for like in liked],
-            np.where(rng.random(EVENTS) < 0.8, 1 + 4 * liked, np.nan).astype(np.float32),
+            np.where(rng.random(EVENTS) < 0.8, unit * (1 + 4 * liked), np.nan).astype(np.float32),
             1e3 + np.arange(EVENTS, dtype=np.float64),
         )
     )
@@ -108,7 +108,65 @@ def test_an_auxiliary_rating_learns_the_values_that_ranking_does_not_look_at() -
     with torch.no_grad():
         error = float(objective.forward(examples).loss)
     mean = float(np.mean((examples.value_B - learner.values.shrunken_mean(examples.histories)) ** 2))
-    assert error < mean / 4
+    assert error < mean / learner.values.deviation**2 / 4
+
+
+@pytest.mark.parametrize("unit", [0.01, 100.0])
+def test_what_an_auxiliary_rating_weighs_does_not_depend_on_the_unit_of_values(unit: float) -> None:
+    losses = []
+    for by in (1.0, unit):
+        learner = Learner(SPEC, replace(PLAIN, auxiliary={"rating": 1.0}), world(unit=by), 0)
+        learner.learn(np.arange(60), replay_ratio=0.0)
+        objective, log = learner.tasks[1][0], learner.memory.log.view(shared_tail=True)
+        step = objective.forward(objective.examples(log, np.arange(60, EVENTS), np.arange(0)))
+        losses.append(float(step.loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+@pytest.mark.parametrize("noise", [PLAIN, NOISY], ids=["plain", "noisy"])
+def test_however_many_objectives_there_are_modalities_are_aligned_and_rows_averaged_once_a_step(
+    noise: TrainSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, aligned = [], []
+    for auxiliary in ((), ("rating",), ("rating", "click")):
+        calls: list[int] = []
+
+        def counted(x_CMD: torch.Tensor, *_: object, seen: list[int] = calls) -> torch.Tensor:
+            seen.append(len(x_CMD))
+            return x_CMD.new_zeros(())
+
+        monkeypatch.setattr("models.content_steps.alignment", counted)
+        train = replace(noise, align={"infonce": 0.1}, auxiliary=dict.fromkeys(auxiliary, 0.5))
+        learner = Learner(SPEC, train, world(), 0)
+        monkeypatch.setattr(learner.averages, "settle", lambda: None)
+        report = learner.learn(np.arange(EVENTS), replay_ratio=0.0)
+        kept.append([table._log_kept for table in learner.tables.values()])
+        aligned.append(len(calls) / report.steps)
+    assert aligned == [1.0] * 3
+    assert kept[0] == kept[1] == kept[2]
+    assert all(one < 0 for one in kept[0])
+
+
+def test_untouched_items_reach_disturbed_encoders_too() -> None:
+    """Of many items a sample goes through the encoders: what nobody has touched is in it, and all are stood for."""
+    train = replace(NOISY, content_rows=40)
+    memory = Memory(SPEC, ACTIONS)
+    for item in range(200):
+        memory.announce(f"i{item}", 900.0, {"text": np.ones(4, np.float32)})
+    touched = [f"i{item}" for item in range(50)]
+    values, times = np.full(50, np.nan, np.float32), np.arange(1_000, 1_050, dtype=np.float64)
+    memory.append(EventBatch(["u"] * 50, touched, ["view"] * 50, values, times))
+    learner = Learner(SPEC, train, memory, 0)
+    learner.learn(np.arange(50), replay_ratio=0.0)
+    contents_RD, target = torch.zeros(200, SPEC.dim), torch.tensor([3])
+    found = torch.zeros(200)
+    for _ in range(400):
+        learner.content_steps.disturbed(None, contents_RD, target)
+        encoded = learner.content_steps._encoded
+        assert encoded is not None
+        found[encoded.chosen_C] += encoded.weight_C / 400
+    assert float(found[50:].mean()) == pytest.approx(1.0, abs=0.15)
+    assert float(found[:50].mean()) == pytest.approx(1.0, abs=0.15)
 
 
 @pytest.mark.parametrize("kind", ["infonce", "cosine", "triplet"])

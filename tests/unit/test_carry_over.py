@@ -14,6 +14,7 @@ from models.carry_over import carry_over
 from models.fusion import FUSIONS
 from models.learner import Learner
 from models.memory import EventBatch, Memory
+from models.scorer import observed
 from models.serving import Snapshot
 from models.spec import ModelSpec, TrainSpec
 
@@ -100,12 +101,12 @@ def test_an_added_modality_is_learned_once_items_are_announced_with_it() -> None
     learner = go_on(state, WIDER)
     fresh = copy.deepcopy(learner.scorer.encoders["image"].state_dict())
     learner.learn(np.arange(60, 70), replay_ratio=1.0)
-    assert learner.scorer.observed("image") == 0
+    assert observed(learner.scorer.encoders["image"]) == 0
     for item in range(0, 12, 2):
         image = np.random.default_rng(item).normal(3, 2, size=4).astype(np.float32)
         learner.memory.announce(f"i{item}", 1e3, {**features(item, WIDER), "image": image})
     assert learner.learn(np.arange(70, 80), replay_ratio=1.0).finite
-    assert learner.scorer.observed("image") == 6, "items that were known before are seen too"
+    assert observed(learner.scorer.encoders["image"]) == 6, "items that were known before are seen too"
     moved = {
         name for name, value in learner.scorer.encoders["image"].state_dict().items() if (value != fresh[name]).any()
     }

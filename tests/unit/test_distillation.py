@@ -42,6 +42,23 @@ def test_who_is_as_the_teacher_loses_nothing_and_who_moved_on_does(objective: st
     assert step.vectors_RD.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("objective", ["rating", "click"])
+def test_what_it_weighs_does_not_depend_on_the_unit_of_values(objective: str) -> None:
+    losses = []
+    for unit in (1.0, 100.0):
+        spec = spec_of(objective=objective)
+        memory = world(spec, unit=unit)
+        learner = Learner(spec, replace(TRAIN, average=0.0), memory, seed=3)
+        distillation = Distillation(learner)
+        learner.learn(np.arange(100), replay_ratio=1.0)
+        distillation.begin()
+        learner.learn(np.arange(100, 240), replay_ratio=0.0)
+        step = distillation.forward(distillation.examples(memory.log.view(), np.arange(0), np.arange(100)))
+        losses.append(float(step.loss.detach()))
+    assert losses[0] > 1e-4
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
 def turned(spec: ModelSpec, *, events: int = 600) -> Memory:
     """A world in which everybody suddenly wants the other half."""
     draw = np.random.default_rng(0)

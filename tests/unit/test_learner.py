@@ -9,11 +9,15 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from models.examples import Examples
 from models.fusion import FUSIONS
 from models.learner import Learner
 from models.memory import EventBatch, Memory
 from models.objectives import OBJECTIVES
+from models.ranking_objective import Ranking
+from models.sampling import replay_positions
 from models.serving import Snapshot
 from models.spec import ModelSpec, TrainSpec
 
@@ -29,7 +33,7 @@ def spec_of(**changes: object) -> ModelSpec:
     return ModelSpec(**{**base, **changes})  # type: ignore[arg-type]
 
 
-def world(spec: ModelSpec, events: int = 240, *, items: int = 30, seed: int = 0) -> Memory:
+def world(spec: ModelSpec, events: int = 240, *, items: int = 30, seed: int = 0, unit: float = 1.0) -> Memory:
     """Items of two halves, users who stay in one, some of it unannounced, unrated or skipped."""
     draw = np.random.default_rng(seed)
     memory = Memory(spec, ACTIONS)
@@ -37,7 +41,8 @@ def world(spec: ModelSpec, events: int = 240, *, items: int = 30, seed: int = 0)
         features = {"text": draw.normal(size=5) + n % 2, "video": draw.normal(size=(n % 2 + 1, 3))}
         kept = {name: vector.astype(np.float32) for name, vector in features.items() if name in spec.modalities}
         memory.announce(str(n), float(n), kept if n % 3 else {})
-    memory.enrol("1", 0.0, {"age": np.ones(2, np.float32)} if spec.user_features else {})
+    for user_id, age in (("1", 1.0), ("2", -1.0)):
+        memory.enrol(user_id, 0.0, {"age": np.full(2, age, np.float32)} if spec.user_features else {})
     user = draw.integers(0, 12, events)
     item = draw.integers(0, items // 2, events) * 2 + user % 2
     memory.append(
@@ -45,7 +50,7 @@ def world(spec: ModelSpec, events: int = 240, *, items: int = 30, seed: int = 0)
             [str(u) for u in user],
             [str(i) for i in item],
             ["skip" if n % 9 == 8 else "view" for n in range(events)],
-            np.where(draw.random(events) < 0.8, user % 2 + draw.random(events), np.nan).astype(np.float32),
+            np.where(draw.random(events) < 0.8, unit * (user % 2 + draw.random(events)), np.nan).astype(np.float32),
             np.sort(draw.integers(30, 30 + events, events)).astype(np.float64),
         )
     )
@@ -161,6 +166,61 @@ def test_sampled_softmax_learns_a_catalogue_too_large_for_the_full_one() -> None
     for _ in range(6):
         last = learner.learn(np.arange(300), replay_ratio=0.0).loss
     assert last < first - 0.3
+
+
+def test_how_likely_a_candidate_is_said_to_be_drawn_is_how_often_it_is() -> None:
+    """Items are popular for a while, one group after another: what is replayed is of all groups, what is new of one."""
+    spec = spec_of(modalities={}, frames={}, user_features={})
+    memory, draw = Memory(spec, ACTIONS), np.random.default_rng(0)
+    events, groups, each, fresh, replayed, drawn = 40_000, 8, 100, 60, 120, 200
+    group = np.arange(events) * groups // events
+    item = group * each + (each * draw.random(events) ** 3).astype(np.int64)
+    memory.append(
+        EventBatch(
+            [f"u{n % 4_000}" for n in range(events)], [f"i{one}" for one in item], ["view"] * events,
+            np.full(events, np.nan, np.float32), np.arange(events, dtype=np.float64),
+        )
+    )  # fmt: skip
+    train = TrainSpec(full_softmax_items=5, negatives=drawn, replay_half_life=30_000, actions=ACTIONS)
+    learner, log = Learner(spec, train, memory, seed=0), memory.log.view()
+    learner._grow()
+    learner.advance(log, events - 1_000)
+    objective, generator = Ranking(learner), torch.Generator().manual_seed(0)
+    found, said = np.zeros(groups * each), np.zeros(groups * each)
+    for _ in range(300):
+        new = events - 1_000 + draw.choice(1_000, fresh, replace=False)
+        old = replay_positions(len(log), replayed, 30_000, generator, exclude_from=events - 1_000)
+        lead, offset = objective._sample(Examples.build(log, learner.popularity, np.sort(new), old, 5))
+        rows = memory_rows(memory, lead)
+        found[rows] += 1 / 300
+        said[rows] = np.exp(-offset.numpy())
+    kinds = {"popular now": np.arange(700, 720), "popular once": np.arange(0, 20), "seldom": np.arange(180, 200)}
+    for kind, rows in kinds.items():
+        assert said[rows].mean() == pytest.approx(found[rows].mean(), rel=0.2), kind
+
+
+def memory_rows(memory: Memory, lead: torch.Tensor) -> NDArray[np.int64]:
+    """The numbers of these items' ids."""
+    return np.array([int(str(memory.items.ids[row])[1:]) for row in lead.tolist()])
+
+
+def test_a_network_too_learns_nothing_of_popularity_from_what_is_replayed() -> None:
+    spec = spec_of(head="mlp")
+    learner = Learner(spec, TRAIN, world(spec), seed=3)
+    learner.learn(np.arange(100), replay_ratio=1.0)
+    objective, log = Ranking(learner), learner.memory.log.view()
+    scorer = learner.scorer
+    of_popularity = [*scorer.popular.parameters(), *scorer.item_popularity.parameters(), *scorer.taste.parameters()]
+
+    def moved(fresh: NDArray[np.int64], replayed: NDArray[np.int64]) -> float:
+        learner.optimizer.zero_grad()
+        step = objective.forward(objective.examples(log, fresh, replayed))
+        step.loss.backward()  # type: ignore[no-untyped-call]
+        return sum(0.0 if one.grad is None else float(one.grad[..., :].abs().sum()) for one in of_popularity)
+
+    nothing = np.empty(0, np.int64)
+    assert moved(np.arange(100), nothing) > 0
+    assert moved(nothing, np.arange(100)) == pytest.approx(0, abs=1e-6)
 
 
 def test_where_negatives_are_sampled_steps_are_fewer_and_longer() -> None:

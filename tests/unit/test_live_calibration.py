@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.contender import Contender
 from benchmarks.prequential import Past
 from benchmarks.stream import Stream
+from models.calibration import Calibration
 from models.event_log import EventLog
 from models.learner import Learner
 from models.live_calibration import AMISS, CERTAIN, Comparison, LiveCalibration
@@ -18,11 +20,10 @@ from models.memory import EventBatch, Memory
 from models.overlay import Overlay
 from models.patches import ItemPatches
 from models.ranking import gain
-from models.scorer import FOLD_IN_SCALES, TASTE_SCALES
+from models.scorer import FOLD_IN_SCALES, POPULARITY_SCALE, TASTE_SCALES
 from models.serving import Snapshot, Vectors
 from models.stretches import EVERY, STRETCH, Stretch, Stretches
 from service.config import Config
-from service.live import Live, Serving
 from streams.simulator import World
 from tests.unit.test_learner import TRAIN, spec_of
 from tests.unit.test_overlay import later, served
@@ -191,23 +192,25 @@ def test_scales_on_the_fly_are_served_from_when_that_is_certain_until_they_are_n
 
 
 def test_scales_that_were_taken_over_are_served_until_they_rank_no_better() -> None:
-    comparison = Comparison(moved=True)
+    comparison = Comparison()
+    comparison.moved = True
     comparison.add(np.zeros(STRETCH), np.full(STRETCH, 0.1))
     assert comparison.moved
     comparison.add(np.full(STRETCH, 0.3), np.zeros(STRETCH))
     assert not comparison.moved
 
 
-@pytest.mark.parametrize(("version", "taken_over"), [(4, True), (3, False), (2, False)])
-def test_a_step_back_goes_back_to_what_that_version_was(version: int, taken_over: bool) -> None:
-    snapshot, learner = served()
-    step = Snapshot.build(snapshot.spec, learner.state_dict(), learner.memory, version=version)
-    live = Live()
-    live.current = Serving(Snapshot.build(snapshot.spec, learner.state_dict(), learner.memory, version=3))
-    assert live.current.overlay._live is not None
-    live.current.overlay._live._comparison.moved = True
-    assert live.current.overlay.recalibrated
-    assert live.successor(step).overlay.recalibrated == taken_over
+def test_how_far_the_scale_of_popularity_has_moved_goes_on_for_it_is_the_unit_of_corrections() -> None:
+    served, now = Calibration(), Calibration()
+    served.mean[POPULARITY_SCALE], now.mean[POPULARITY_SCALE] = 1.0, 0.1
+    fitted = Calibration(served.mean.clone(), torch.eye(len(served.mean), dtype=torch.float64))
+    fitted.mean[POPULARITY_SCALE] = 1.5
+    after = fitted.after(served, now)
+    assert float(after.scales[POPULARITY_SCALE]) == pytest.approx(0.15)
+    # as sure of it, relative to its size
+    assert float(after.evidence[POPULARITY_SCALE, POPULARITY_SCALE]) == pytest.approx(100.0)
+    others = [place for place in range(len(served.mean)) if place != POPULARITY_SCALE]
+    assert torch.equal(after.mean[others], fitted.mean[others])
 
 
 def test_items_that_came_with_their_first_event_are_looked_at_as_they_are_served(
