@@ -223,6 +223,30 @@ def test_a_network_too_learns_nothing_of_popularity_from_what_is_replayed() -> N
     assert moved(nothing, np.arange(100)) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("unit", [1e-2, 1e4, 1e8])
+def test_values_may_be_of_any_size(unit: float) -> None:
+    spec, errors = spec_of(objective="rating"), []
+    for by in (1.0, unit):
+        memory = world(spec, 600, unit=by)
+        learner = Learner(spec, TRAIN, memory, seed=0)
+        reports = [learner.learn(np.arange(at, at + 200), replay_ratio=1.0) for at in range(0, 600, 200)]
+        assert all(report.finite for report in reports)
+        errors.append(reports[-1].loss)
+    assert errors[0] < 1
+    assert errors[1] == pytest.approx(errors[0], rel=0.5), "in standard deviations"
+
+
+@pytest.mark.parametrize("broken", [1e6, -9e8])
+def test_one_broken_value_does_not_end_learning(broken: float) -> None:
+    spec = spec_of(objective="rating")
+    memory = world(spec, 600)
+    memory.log.view().value[450] = broken
+    learner = Learner(spec, TRAIN, memory, seed=0)
+    assert all(learner.learn(np.arange(at, at + 200), replay_ratio=1.0).finite for at in range(0, 600, 200))
+    snapshot = Snapshot.build(spec, learner.state_dict(), memory, version=1)
+    assert np.isfinite(snapshot.vectors("users")).all()
+
+
 def test_where_negatives_are_sampled_steps_are_fewer_and_longer() -> None:
     spec = spec_of()
     memory = world(spec, 600)

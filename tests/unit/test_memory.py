@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.event_log import LEAP
+from models.features import FeatureTable
 from models.histories import Histories
+from models.memory import ACTIONS as ACTION_ROWS
 from models.memory import SEGMENTS, EventBatch, Memory
 from models.spec import ModelSpec
 
@@ -194,3 +196,39 @@ def test_long_histories_are_the_ends_of_chains(users: list[int], cut: int, lengt
     assert [row[row >= 0].tolist() for row in found] == expected
     assert found.shape[1] == max(map(len, expected))
     assert all((row[len(one) :] == -1).all() for row, one in zip(found, expected, strict=True))
+
+
+def test_actions_of_the_configuration_keep_their_weights_however_many_others_came_first() -> None:
+    memory = Memory(ModelSpec(dim=8), {"default": 1.0, "dislike": -1.0, "purchase": 5.0})
+    others = 2 * ACTION_ROWS
+    for names in ([f"a{n}" for n in range(others)], ["dislike", "purchase", "another"]):
+        count = len(names)
+        values, times = np.full(count, np.nan, np.float32), np.arange(count, dtype=np.float64)
+        memory.append(EventBatch(["u"] * count, [f"i{n}" for n in range(count)], names, values, times))
+    restored = Memory.restore(memory.spec, memory.weights, {name: [raw] for name, raw in memory.drain().items()})
+    for one in (memory, restored):
+        assert one.view().weight[-3:].tolist() == [-1.0, 5.0, 1.0]
+        assert len(one.actions) == ACTION_ROWS
+        assert len(set(one.view().action[-3:].tolist())) == 3
+
+
+@pytest.mark.parametrize("rewritten", [True, False])
+def test_when_an_item_was_met_is_known_though_who_met_it_is_forgotten(rewritten: bool) -> None:
+    memory = Memory(ModelSpec(dim=8), {})
+    memory.append(EventBatch(["u"], ["x"], ["view"], np.array([np.nan], np.float32), np.array([100.0])))
+    memory.forget_user("u")
+    stored = memory.rewrite() if rewritten else memory.drain()
+    restored = Memory.restore(memory.spec, {}, {name: [raw] for name, raw in stored.items()})
+    assert restored.announced.tolist() == memory.announced.tolist() == [100.0]
+
+
+def test_what_is_told_again_takes_no_more_room() -> None:
+    table = FeatureTable({"text": 2, "clip": 2}, {"clip": 3})
+    first = {"text": np.ones(2, np.float32), "clip": np.ones((2, 2), np.float32)}
+    for _ in range(5):
+        table.put(0, first)
+    assert [len(table.since(name, 0)[0]) for name in table.dims] == [1, 1]
+    longer = first | {"clip": np.concatenate((np.ones((2, 2)), np.zeros((1, 2)))).astype(np.float32)}
+    table.put(0, longer)
+    assert [len(table.since(name, 0)[0]) for name in table.dims] == [1, 2]
+    assert table.get(0)["clip"].shape == (3, 2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.learner import Learner
-from models.memory import EventBatch
+from models.memory import EventBatch, Memory
 from models.overlay import Overlay
 from models.past import WINDOWS
 from models.scorer import TASTE_SCALES
@@ -211,6 +211,19 @@ def test_user_features_count_from_enrolment() -> None:
     overlay = Overlay(snapshot)
     overlay.enrol("stranger", 500.0, {"age": np.array([3.0, -3.0], np.float32)})
     assert np.abs(overlay.user_vectors(["stranger"])[0] - snapshot.default_user).max() > 0
+
+
+def test_before_there_is_any_item_users_are_made_of_their_own_features() -> None:
+    memory = Memory(spec_of(modalities={}, frames={}), {})
+    for number, age in enumerate((1.0, 2.0, 3.0)):
+        memory.enrol(f"known {number}", 0.0, {"age": np.full(2, age, np.float32)})
+    learner = Learner(memory.spec, TRAIN, memory, seed=0)
+    overlay = Overlay(Snapshot.build(memory.spec, learner.state_dict(), memory, version=1))
+    for name, age in (("one", -3.0), ("other", 5.0)):
+        overlay.enrol(name, 500.0, {"age": np.full(2, age, np.float32)})
+    one, other, known = overlay.user_vectors(["one", "other", "known 1"])
+    assert np.abs(one - other).max() > 0
+    np.testing.assert_array_equal(known, overlay.snapshot.vectors("users")[1])
 
 
 def test_recommendations_leave_out_what_the_user_had_and_are_in_order() -> None:
