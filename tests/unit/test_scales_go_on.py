@@ -4,49 +4,47 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from service.engine import Engine
 from service.interventions import rollback
 from service.live import Live
+from service.phase import run_phase
+from tests.unit.test_catching_up import phase
 from tests.unit.test_shadow import config_of, learn, opened
 
 
-def with_scales_on_the_fly(engine: Engine) -> Live:
-    """What is served, as after tastes have turned."""
-    champion = engine.store.champion()
-    assert champion is not None
-    engine.publish_champion(champion)
-    assert engine.served.publisher is not None
-    live = engine.served.publisher.live
+def pretend_that_tastes_turned(live: Live) -> None:
+    """Scales on the fly are served from now on."""
     assert live.current is not None
     assert live.current.overlay._live is not None
     live.current.overlay._live._comparison.moved = True
     assert live.recalibrated
-    return live
 
 
-@pytest.mark.parametrize("goes_on", [True, False])
-def test_a_version_that_goes_on_serves_them_on(tmp_path: Path, goes_on: bool) -> None:
+def test_a_phase_that_promotes_what_was_learned_on_serves_them_on(tmp_path: Path) -> None:
     config = config_of(tmp_path, None)
-    learn(tmp_path, config, last=180)
     with opened(config) as (engine, _):
-        live = with_scales_on_the_fly(engine)
-        publisher = engine.served.publisher
-        assert publisher is not None
-        publisher.publish(
-            engine.trainer.snapshot(version=9), learned=engine.offsets, event_time=None, champion=False, goes_on=goes_on
-        )
+        for number in range(2):
+            assert run_phase(phase(number), engine).decision == "promoted"
+        assert engine.served.publisher is not None
+        live = engine.served.publisher.live
+        assert not live.recalibrated
+        pretend_that_tastes_turned(live)
         assert live.current is not None
-        assert live.current.version == 9
-        assert live.recalibrated == goes_on
+        before = live.current
+        assert run_phase(phase(2), engine).decision == "promoted"
+        assert live.current is not before
+        assert live.recalibrated
 
 
 def test_a_step_back_goes_back_to_what_that_version_was(tmp_path: Path) -> None:
     config = config_of(tmp_path, None)
     learn(tmp_path, config, last=180)
     with opened(config) as (engine, _):
-        live = with_scales_on_the_fly(engine)
+        champion = engine.store.champion()
+        assert champion is not None
+        engine.publish_champion(champion)
+        assert engine.served.publisher is not None
+        live = engine.served.publisher.live
+        pretend_that_tastes_turned(live)
         said = rollback(engine, to=1, relearn=False, dry_run=False)
         assert live.current is not None
         assert live.current.version == said["version"]
