@@ -19,6 +19,8 @@ class FeatureTable:
     def __init__(self, dims: Mapping[str, int], frames: Mapping[str, int] | None = None) -> None:
         self.dims = dict(dims)
         self.frames = dict(frames or {})
+        self.dropped = dict.fromkeys(self.dims, 0)
+        """How many vectors of each came before the first that is here, and were nobody's any more."""
         self._vectors: dict[str, GrowingArray] = {}
         self._lengths: dict[str, GrowingArray] = {}
         self._newest: dict[str, GrowingArray] = {}
@@ -93,10 +95,15 @@ class FeatureTable:
 
     def since(self, name: str, seen: int) -> tuple[Vectors, NDArray[np.int32]]:
         """Vectors of one modality, and how many each row of them is, in the order in which they came, without the first
-        `seen`; vectors that were replaced later are among them."""
-        lengths = self._lengths[name].rows
+        `seen` that ever came; vectors that were replaced later are among them."""
+        lengths, seen = self._lengths[name].rows, seen - self.dropped[name]
         start = int(np.searchsorted(np.concatenate(([0], np.cumsum(lengths))), seen))
         return self._vectors[name].rows[start:], lengths[start:]
+
+    def superseded(self, name: str) -> int:
+        """How many of the vectors that ever came are nobody's any more."""
+        newest, lengths = self._newest[name].rows, self._lengths[name].rows
+        return self.dropped[name] + int(lengths.sum()) - int(lengths[newest[newest >= 0]].sum())
 
     def unchanged(self, earlier: FeatureTable, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which rows have the same features as in an earlier view of this table, (B,)."""

@@ -238,6 +238,9 @@ class Memory:
         for op, known in (("item", self.items), ("user", self.users), ("action", self.actions)):
             for name in known.ids[1 if op == "action" else 0 :]:
                 vocabulary += frame(Word(op, name))
+        for kind, table in self._tables.items():
+            for name in table.dims:
+                vocabulary += frame(Word("dropped", f"{kind}.{name}", row=table.superseded(name)))
         for start, stop in self._silent():
             vocabulary += frame(Word("silence", row=start, stop=stop))
         for row, one in enumerate(self.items.ids):
@@ -321,6 +324,10 @@ class Memory:
     def _known(self) -> dict[str, Vocabulary]:
         return {"item": self.items, "user": self.users, "action": self.actions}
 
+    @property
+    def _tables(self) -> dict[str, FeatureTable]:
+        return {"item": self.item_features, "user": self.user_features}
+
     def _add_word(self, word: Word, forgotten: list[Word]) -> None:
         if word.op in ("item", "user", "action"):
             known = self._known[word.op]
@@ -332,6 +339,10 @@ class Memory:
                 self._new_item()
             elif word.op == "user":
                 self.log.add_user()
+        elif word.op == "dropped":
+            kind, _, name = str(word.name).partition(".")
+            if name in self._tables[kind].dims:  # or else the model has it no more
+                self._tables[kind].dropped[name] = word.row
         else:
             forgotten.append(word)
             self._release(word)

@@ -17,10 +17,12 @@ LENGTH = struct.Struct("<I")
 
 
 class Word(msgspec.Struct, array_like=True, frozen=True):
-    """One change of the vocabulary: a new id (None where it was forgotten since), or a row or events to blank."""
+    """One change of the vocabulary: a new id (None where it was forgotten since), a row or events to blank, or what is
+    left out."""
 
     op: str
-    """`item`, `user`, `action`: the next row's id; `-item`, `-user`: forget this row; `silence`: pass over events."""
+    """`item`, `user`, `action`: the next row's id; `-item`, `-user`: forget this row; `silence`: pass over events;
+    `dropped`: so many vectors of `item.<modality>` or `user.<feature>` came before, and are nobody's any more."""
     name: str | None = None
     row: int = -1
     stop: int = -1

@@ -30,6 +30,9 @@ def check_word(word: Word, known: Mapping[str, Vocabulary], *, most_actions: int
     elif word.op in FORGOTTEN:
         if not 0 <= word.row < len(known[FORGOTTEN[word.op]]):
             raise ValueError(f"The vocabulary forgets row {word.row}, which there is not.")
+    elif word.op == "dropped":
+        if (word.name or "").partition(".")[0] not in ("item", "user") or word.row < 0:
+            raise ValueError(f"The vocabulary says that {word.row} vectors of {word.name!r} are nobody's.")
     elif word.op != "silence":
         raise ValueError("The vocabulary has a word that means nothing.")
 

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from models.event_log import LEAP
 from models.features import FeatureTable
 from models.histories import Histories
+from models.learner import Learner
 from models.memory import ACTIONS as ACTION_ROWS
 from models.memory import SEGMENTS, EventBatch, Memory
-from models.spec import ModelSpec
+from models.scorer import observed
+from models.spec import ModelSpec, TrainSpec
+from tests.unit.test_learner import assert_same as assert_same_state
 
 SPEC = ModelSpec(dim=4, history=3, modalities={"text": 3, "video": 2}, frames={"video": 4}, user_features={"age": 1})
 ACTIONS = {"default": 1.0, "skip": -1.0}
@@ -232,3 +235,33 @@ def test_what_is_told_again_takes_no_more_room() -> None:
     table.put(0, longer)
     assert [len(table.since(name, 0)[0]) for name in table.dims] == [1, 2]
     assert table.get(0)["clip"].shape == (3, 2)
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_after_a_deletion_and_a_restart_inputs_are_normalised_as_if_it_had_gone_on(restarts: int) -> None:
+    spec = ModelSpec(dim=8, modalities={"text": 4}, user_features={"age": 1})
+    draw, gone_on = np.random.default_rng(0), Memory(spec, {})
+    for _ in range(2):
+        for number in range(20):
+            gone_on.announce(f"i{number}", 0.0, {"text": draw.normal(size=4).astype(np.float32)})
+            gone_on.enrol(f"u{number}", 0.0, {"age": draw.normal(size=1).astype(np.float32)})
+    learner = Learner(spec, TrainSpec(), gone_on, 0)
+    learner._grow()
+    restarted = gone_on
+    for number in range(restarts):
+        for memory in {id(one): one for one in (gone_on, restarted)}.values():
+            memory.forget_item(f"i{number}")
+            memory.forget_user(f"u{number}")
+        stored = {name: [raw] for name, raw in restarted.rewrite().items()}
+        restarted = Memory.restore(spec, {}, stored)
+    other = Learner(spec, TrainSpec(), restarted, 0)
+    other.load_state_dict(learner.state_dict())
+    for number in range(10):
+        text, age = (100 + draw.normal(size=size).astype(np.float32) for size in (4, 1))
+        for memory in (gone_on, restarted):
+            memory.announce(f"new {number}", 1.0, {"text": text})
+            memory.enrol(f"new {number}", 1.0, {"age": age})
+    for one in (learner, other):
+        one._grow()
+    assert observed(learner.scorer.encoders["text"]) == 50
+    assert_same_state(learner.state_dict()["scorer"], other.state_dict()["scorer"])
