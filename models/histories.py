@@ -7,7 +7,7 @@ first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -217,6 +217,12 @@ def length_bucket(count_B: Ints) -> Ints:
     return np.where(count_B > 0, np.minimum(bucket_B, LENGTHS - 1), 0)
 
 
+FURTHEST = 10.0
+"""Standard deviations from the mean that a value counts for at most."""
+KNOWN_BY = 100
+"""After so many values that is known."""
+
+
 @dataclass
 class ValueScale:
     """Running mean and spread of all values learned from."""
@@ -224,8 +230,9 @@ class ValueScale:
     count: float = 0.0
     total: float = 0.0
     squares: float = 0.0
-    unit: float = field(default=1.0, compare=False)
-    """What the first values are in units of, before any was learned; no part of the state."""
+
+    def __post_init__(self) -> None:
+        self._unit = 1.0  # what the first values are in units of, before any was learned: no part of the state
 
     @property
     def mean(self) -> float:
@@ -236,22 +243,28 @@ class ValueScale:
     def deviation(self) -> float:
         """Their standard deviation, 1 where they never varied."""
         if not self.count:
-            return self.unit
+            return self._unit
         variance = self.squares / self.count - self.mean**2
-        return float(variance**0.5) if variance > 1e-12 else 1.0
+        return float(variance**0.5) if variance > 1e-12 * self.squares / self.count else 1.0
 
     def expect(self, value_B: NDArray[np.float32]) -> None:
         """These are to come: how large they are is what counts until the first were taken."""
         value = value_B[np.isfinite(value_B)].astype(np.float64)
         size = float((value**2).mean() ** 0.5) if len(value) else 0.0
-        self.unit = size if size > 0 else 1.0
+        self._unit = size if size > 0 else 1.0
 
     def take(self, value_B: NDArray[np.float32]) -> None:
-        """Take in values; NaN is none."""
-        value = value_B[np.isfinite(value_B)].astype(np.float64)
+        """Take in values; NaN is none. One that is beyond all others is taken for no more than far from them."""
+        value = self.bounded(value_B[np.isfinite(value_B)].astype(np.float64))
         self.count += len(value)
         self.total += float(value.sum())
         self.squares += float((value**2).sum())
+
+    def bounded(self, value_B: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Values no further than `FURTHEST` deviations from the mean, once that is known; (B,)."""
+        if self.count < KNOWN_BY:
+            return value_B
+        return np.clip(value_B, self.mean - FURTHEST * self.deviation, self.mean + FURTHEST * self.deviation)
 
     def shrunken_mean(self, histories: Histories, *, prior: float = 5.0) -> NDArray[np.float64]:
         """Each user's mean value, drawn towards the mean of all as if by `prior` values of it; (B,)."""

@@ -130,9 +130,11 @@ class Memory:
         self.item_features.put(row, features)
         self._attributes[row] = dict(attributes or {})
         self._announced.rows[row] = min(self._announced.rows[row], time)
-        kept = self.item_features.get(row)
-        content = Content(row, time, segments.pack_vectors(kept), self._attributes[row])
-        self._pending["contents"] += frame(content)
+        self._tell(row)
+
+    def _tell(self, row: int) -> None:
+        features = segments.pack_vectors(self.item_features.get(row))
+        self._pending["contents"] += frame(Content(row, float(self.announced[row]), features, self._attributes[row]))
 
     def enrol(self, user_id: str, time: float, features: Mapping[str, Vectors]) -> None:
         """A user exists, with these features; replaces what was known of them before."""
@@ -143,16 +145,19 @@ class Memory:
 
     def append(self, batch: EventBatch) -> range:
         """Add interactions in learning order; returns their log positions. Unknown ids join the vocabulary."""
-        known = len(self.items)
         user = np.fromiter((self._user(one) for one in batch.users), np.int64, len(batch))
         item = np.fromiter((self._item(one) for one in batch.items), np.int64, len(batch))
         action = np.fromiter((self._action(one) for one in batch.actions), np.int64, len(batch))
+        default = self.weights.get("default", 1.0)
+        weight = np.fromiter((self.weights.get(one, default) for one in batch.actions), np.float32, len(batch))
+        rows = np.unique(item)
+        known_R = self._announced.rows[rows].copy()
         np.minimum.at(self._announced.rows, item, batch.times)
-        for row in range(known, len(self.items)):  # met in an event that may be forgotten, and the item not
-            self._pending["contents"] += frame(Content(row, float(self._announced.rows[row]), {}, {}))
+        # an event may be forgotten, and the item that it tells of not
+        for row in rows[self._announced.rows[rows] < known_R].tolist():
+            self._tell(row)
         return self.log.append(
-            user=user, item=item, action=action, weight=self._usual_weights()[action],
-            value=batch.values, time=batch.times,
+            user=user, item=item, action=action, weight=weight, value=batch.values, time=batch.times
         )  # fmt: skip
 
     def quarantine(self, positions: range) -> None:

@@ -133,12 +133,13 @@ class Ranking(Objective):
         lead = torch.unique(torch.cat((target, drawn)))
         there_N = np.isfinite(learner.memory.announced)
         expected_N = np.full(len(learner.popularity), most / max(1, len(known)))
-        for half_life, targets in (
-            (FRESH_HALF_LIFE, examples.fresh),
-            (learner.train.replay_half_life, len(examples) - examples.fresh),
+        for half_life, targets, favoured in (
+            (FRESH_HALF_LIFE, examples.fresh, 0.0),
+            (learner.train.replay_half_life, len(examples) - examples.fresh, learner.train.replay_rare),
         ):
             count_N = np.where(there_N, learner.popularity.counts_now(nearest_half_life(half_life)), 0)
-            expected_N += targets / max(1.0, float(count_N.sum())) * count_N
+            count_N = count_N * np.maximum(learner.popularity.counts[:, -1], 1) ** -favoured
+            expected_N += targets / max(1e-9, float(count_N.sum())) * count_N
         expected = torch.from_numpy(expected_N[lead.cpu().numpy()]).float().to(device)
         # how likely an item is among them at all, however often: draws are nearly independent
         return lead, -torch.log(-torch.expm1(-expected.clamp(min=1e-9)))

@@ -47,8 +47,12 @@ class Values(Pairs):
 
     def loss(self, examples: Examples, score_B: Tensor) -> Tensor:
         """MSE of standardised values."""
-        value_B = torch.from_numpy(examples.value_B).to(score_B.device)
-        return losses.mse(score_B, value_B) / self.learner.values.deviation**2
+        return losses.mse(score_B, self.values(examples)) / self.learner.values.deviation**2
+
+    def values(self, examples: Examples) -> Tensor:
+        """The examples' values, (B,), none beyond all others."""
+        bounded_B = self.learner.values.bounded(examples.value_B.astype(np.float64))
+        return torch.from_numpy(bounded_B.astype(np.float32)).to(self.learner.device)
 
 
 class Rating(Values):
@@ -80,8 +84,9 @@ class Rating(Values):
 
     def settled(self, step: Step, examples: Examples, score_B: Tensor, target_B: Tensor) -> Step:
         """With the errors that move the targets' biases."""
-        value_B = torch.from_numpy(examples.value_B).to(score_B.device)
-        error_B = ((value_B - score_B.detach()) / self.learner.values.deviation).clamp(-FURTHEST, FURTHEST)
+        error_B = ((self.values(examples) - score_B.detach()) / self.learner.values.deviation).clamp(
+            -FURTHEST, FURTHEST
+        )
         zero_R = torch.zeros_like(step.bias_R.detach())
         step.error_R = zero_R.index_add(0, target_B, error_B)
         step.count_R = zero_R.index_add(0, target_B, torch.ones_like(error_B))

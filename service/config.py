@@ -21,6 +21,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from models.memory import ACTIONS
 from models.spec import ModelSpec, TrainSpec
 from service.config_problems import describe, unknown_environment
 from service.config_tables import (
@@ -147,6 +148,11 @@ def _contradictions(config: Config) -> Iterator[str]:
     for name in ("likeness", "vintage", "cooccurrence", "factors"):
         if (value := getattr(model, name)) < 0:
             yield f'"{name}" in [model] must be 0 or greater, not {value}.'
+    if (named := len(train.actions.keys() - {"default"})) >= ACTIONS:
+        yield (
+            f"[train.actions] names {named} actions, of which {ACTIONS - 1} at most are told apart: leave out those "
+            'that weigh as "default" does.'
+        )
     if model.vintage == 1:
         yield '"vintage" in [model] must be 0 or at least 2, not 1: one time alone tells nothing of another.'
     for name in ("modalities", "frames", "user_features"):

@@ -81,6 +81,10 @@ def test_calling_config_directly_reads_no_environment(monkeypatch: pytest.Monkey
             "[model]\nvintage = 1",
             '"vintage" in [model] must be 0 or at least 2, not 1: one time alone tells nothing of another.',
         ),
+        (
+            "[train.actions]\n" + "\n".join(f"a{number} = -1.0" for number in range(64)),
+            "[train.actions] names 64 actions, of which 63 at most are told apart",
+        ),
         ("[model]\nvintage = -1", '"vintage" in [model] must be 0 or greater, not -1.'),
         ("[model]\nfactors = -1", '"factors" in [model] must be 0 or greater, not -1.'),
         ("[model]\ncooccurrence = -1", '"cooccurrence" in [model] must be 0 or greater, not -1.'),

@@ -219,10 +219,12 @@ def test_actions_of_the_configuration_keep_their_weights_however_many_others_cam
 def test_when_an_item_was_met_is_known_though_who_met_it_is_forgotten(rewritten: bool) -> None:
     memory = Memory(ModelSpec(dim=8), {})
     memory.append(EventBatch(["u"], ["x"], ["view"], np.array([np.nan], np.float32), np.array([100.0])))
-    memory.forget_user("u")
+    memory.append(EventBatch(["v"], ["x"], ["view"], np.array([np.nan], np.float32), np.array([50.0])))
+    for user in "uv":
+        memory.forget_user(user)
     stored = memory.rewrite() if rewritten else memory.drain()
     restored = Memory.restore(memory.spec, {}, {name: [raw] for name, raw in stored.items()})
-    assert restored.announced.tolist() == memory.announced.tolist() == [100.0]
+    assert restored.announced.tolist() == memory.announced.tolist() == [50.0]
 
 
 def test_what_is_told_again_takes_no_more_room() -> None:
