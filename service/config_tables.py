@@ -108,7 +108,7 @@ class EventsConfig(Table):
     """Items remembered at most, deleted ones included; records that bring more go to the dead letters."""
     expire_items_days: Days = 0
     """Days of event time after its last event, or its announcement, at which an item is forgotten until it is announced
-    again; 0: never."""
+    again; 0: never. It still counts for `max_items` and `full_softmax_items`."""
     expire_users_days: Days = 0
     """Days of event time after their last event at which a user is forgotten, with all they did; 0: never."""
     user_id_key_file: Path | None = None
