@@ -130,11 +130,12 @@ class Memory:
         self.item_features.put(row, features)
         self._attributes[row] = dict(attributes or {})
         self._announced.rows[row] = min(self._announced.rows[row], time)
-        self._tell(row)
+        self._pending["contents"] += self._content(row)
 
-    def _tell(self, row: int) -> None:
+    def _content(self, row: int) -> bytes:
+        """All that is known of an item but its id."""
         features = segments.pack_vectors(self.item_features.get(row))
-        self._pending["contents"] += frame(Content(row, float(self.announced[row]), features, self._attributes[row]))
+        return frame(Content(row, float(self.announced[row]), features, self._attributes[row]))
 
     def enrol(self, user_id: str, time: float, features: Mapping[str, Vectors]) -> None:
         """A user exists, with these features; replaces what was known of them before."""
@@ -155,7 +156,7 @@ class Memory:
         np.minimum.at(self._announced.rows, item, batch.times)
         # an event may be forgotten, and the item that it tells of not
         for row in rows[self._announced.rows[rows] < known_R].tolist():
-            self._tell(row)
+            self._pending["contents"] += self._content(row)
         return self.log.append(
             user=user, item=item, action=action, weight=weight, value=batch.values, time=batch.times
         )  # fmt: skip
@@ -249,10 +250,8 @@ class Memory:
         for start, stop in self._silent():
             vocabulary += frame(Word("silence", row=start, stop=stop))
         for row, one in enumerate(self.items.ids):
-            features, attributes = self.item_features.get(row), self._attributes[row]
             if one is not None:
-                packed = segments.pack_vectors(features)
-                contents += frame(Content(row, float(self.announced[row]), packed, attributes))
+                contents += self._content(row)
         for row, one in enumerate(self.users.ids):
             features = self.user_features.get(row)
             if one is not None and features:
